@@ -1,0 +1,76 @@
+/*
+ * Numbers, flags and structures of the kernel that the build machine's headers may lack.
+ *
+ * Each block names the kernel version that brought it. Values are the kernel's ABI and never change, so
+ * defining what the headers have already is harmless only under #ifndef: keep the guards.
+ */
+#ifndef SANDBOX_KERNEL_H
+#define SANDBOX_KERNEL_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* System calls that are numbered alike on every architecture (5.0 and newer, except alpha). */
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424 /* 5.1 */
+#endif
+#ifndef SYS_open_tree
+#define SYS_open_tree 428 /* 5.2 */
+#endif
+#ifndef SYS_move_mount
+#define SYS_move_mount 429 /* 5.2 */
+#endif
+#ifndef SYS_fsopen
+#define SYS_fsopen 430 /* 5.2 */
+#endif
+#ifndef SYS_fsconfig
+#define SYS_fsconfig 431 /* 5.2 */
+#endif
+#ifndef SYS_fsmount
+#define SYS_fsmount 432 /* 5.2 */
+#endif
+#ifndef SYS_fspick
+#define SYS_fspick 433 /* 5.2 */
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434 /* 5.3 */
+#endif
+#ifndef SYS_clone3
+#define SYS_clone3 435 /* 5.3 */
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436 /* 5.9 */
+#endif
+#ifndef SYS_openat2
+#define SYS_openat2 437 /* 5.6 */
+#endif
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438 /* 5.6 */
+#endif
+#ifndef SYS_mount_setattr
+#define SYS_mount_setattr 442 /* 5.12 */
+#endif
+#ifndef SYS_landlock_create_ruleset
+#define SYS_landlock_create_ruleset 444 /* 5.13 */
+#define SYS_landlock_add_rule 445       /* 5.13 */
+#define SYS_landlock_restrict_self 446  /* 5.13 */
+#endif
+#ifndef SYS_statmount
+#define SYS_statmount 457 /* 6.8 */
+#endif
+#ifndef SYS_listmount
+#define SYS_listmount 458 /* 6.8 */
+#endif
+#ifndef SYS_open_tree_attr
+#define SYS_open_tree_attr 467 /* 6.15 */
+#endif
+
+#endif

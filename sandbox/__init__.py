@@ -1,0 +1,1 @@
+"""Build Linux sandboxes and minimal containers in process."""

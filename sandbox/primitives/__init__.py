@@ -1,0 +1,1 @@
+"""The kernel's calls, thin and exact: names and argument order of the man pages, no policy."""

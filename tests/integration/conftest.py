@@ -1,0 +1,17 @@
+"""Fixtures of the tests that meet the kernel."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory of the user that the test runs as, which pytest's own (root's, 0700) is not."""
+    path = Path(tempfile.mkdtemp(prefix="sandbox-test-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=os.geteuid() != 0)
