@@ -1,1 +1,38 @@
-"""The kernel's calls, thin and exact: names and argument order of the man pages, no policy."""
+"""The kernel's calls, thin and exact: names and argument order of the man pages, no policy.
+
+Everything is importable from here; the families load when the first name is asked for, so that a module of the
+library that needs one family (`from sandbox.primitives.mounts import mount`) does not pay for all of them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandbox.primitives._call import Fd as Fd, HasFileno as HasFileno
+
+# One man-page family each. None is named like a function that it holds: the package could offer only one of them.
+_FAMILIES: tuple[str, ...] = ()
+
+
+def _load() -> list[str]:
+    names: list[str] = []
+    for family in _FAMILIES:
+        module = import_module(f"{__name__}.{family}")
+        for name in module.__all__:
+            globals()[name] = getattr(module, name)
+            names.append(name)
+    return names
+
+
+def __getattr__(name: str) -> object:
+    # "__path__" and its like are asked for by the import system itself, and "__all__" by a star import.
+    if name == "__all__" or not name.startswith("_"):
+        globals().setdefault("__all__", _load())
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what `from sandbox.primitives import ...` can take."""
+    return sorted(__getattr__("__all__"))  # type: ignore[call-overload]  # it is the list of names
