@@ -1,0 +1,54 @@
+/* What the files of init share. */
+#ifndef SANDBOX_INIT_H
+#define SANDBOX_INIT_H
+
+#include "plan.h"
+#include "syscall.h"
+
+#define O_CLOEXEC 02000000
+#define SIGCHLD 17
+#define SIGKILL 9
+#define WNOHANG 1
+#define AT_EMPTY_PATH 0x1000
+#define CLONE_PARENT 0x00008000UL
+#define CLONE_PIDFD 0x00001000UL
+
+/* Which of the three processes this one is. */
+extern enum segment role;
+extern struct plan *plan;
+
+/* The mapping that a payload shares with PID 1: how far it got, also when seccomp forbids it to write. */
+struct shared {
+    volatile uint32_t stage; /* 0: setting up; PAYLOAD_HELD; PAYLOAD_EXECS; PAYLOAD_FAILED */
+    uint32_t reserved;
+    struct record failure;
+    struct identity identity;
+};
+enum { PAYLOAD_HELD = 1, PAYLOAD_EXECS, PAYLOAD_FAILED };
+extern struct shared *shared;
+extern int sync_fd; /* the payload's end of the socket pair with PID 1; closes on exec */
+
+/* step.c */
+int map_plan(int fd, struct plan **mapped);
+void unmap_plan(struct plan *mapped);
+void run_segment(enum segment which);
+_Noreturn void fail(int step, int error, const char *text);
+
+/* channel.c */
+int send_record(int channel, struct record *record, const int *fds, int count);
+int receive_record(int channel, struct record *record, int *fds, int room);
+
+/* init.c */
+_Noreturn void quit(int status);
+long start_init(unsigned long flags, int cgroup);
+long announce(void);
+long release(void);
+long await_release(void);
+long check_lifeline(void);
+long spawn(unsigned long flags);
+long reset_signals(void);
+
+/* verify.c */
+long verify(const struct identity *expected, unsigned mask, char *text);
+
+#endif

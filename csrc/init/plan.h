@@ -1,0 +1,131 @@
+/*
+ * The plan as it lies in memory, and the records of the control channel.
+ *
+ * sandbox/plan.py writes what this file reads, and sandbox/process.py reads the records that it defines:
+ * change them together, and raise PLAN_VERSION. All offsets count from the start of the image.
+ */
+#ifndef SANDBOX_INIT_PLAN_H
+#define SANDBOX_INIT_PLAN_H
+
+#include <stdint.h>
+
+#define PLAN_MAGIC 0x584f4253u /* "SBOX" */
+#define PLAN_VERSION 1u
+#define PLAN_MAX_SIZE (64u << 20)
+#define MAX_SLOTS 256
+#define MAX_STEPS 8192
+
+/* Who runs a segment. */
+enum segment { STAGE, INIT, PAYLOAD, SEGMENTS };
+
+/* What an argument is. */
+enum kind { VALUE, DATA, RESULT, SLOT, KINDS };
+
+enum expectation { ANY, EQUAL, AT_LEAST };
+
+/* Operations that straight-line system calls cannot express; numbers from NATIVE on. */
+#define NATIVE 0x100
+enum native {
+    OP_CLONE = NATIVE, /* (flags, cgroup fd or -1): PID 1 starts with the next segment; result: its pid */
+    OP_WRITE_PROC,     /* (proc fd, pid, name, text, size): write /proc/PID/NAME */
+    OP_ANNOUNCE,       /* (): send PID 1's pid and pidfd */
+    OP_RELEASE,        /* (): let PID 1 go on */
+    OP_AWAIT,          /* (): wait for OP_RELEASE; a broken handshake fails */
+    OP_CHECK,          /* (address, width, expected, errno): fail unless the memory holds the value */
+    OP_DROP_BOUNDING,  /* (mask of capabilities to keep): drop all others from the bounding set */
+    OP_LIFELINE,       /* (): fail when the launcher is gone already */
+    OP_SPAWN,          /* (clone flags): fork the payload, which runs the last segment */
+    OP_RESET_SIGNALS,  /* (): every disposition to default */
+    OP_PLACE,          /* (pairs, count): pairs of (number inside, slot); everything else closes on exec */
+    OP_VERIFY,         /* (struct identity, mask of what to compare): the self-check */
+    OP_HOLD,           /* (): tell that all is set up, wait for release */
+    OP_EXEC,           /* (candidates, count, argv, envp): execve the first that exists */
+    OP_SEND_FD,        /* (fd, tag): send a descriptor to the launcher */
+    OP_END,            /* (): this process has done its work; used by plans that only build something */
+    NATIVE_END,
+};
+
+struct step {
+    uint64_t argument[6];
+    int64_t expect;
+    int64_t result; /* written by init */
+    uint32_t store; /* where the result is written too; 0: nowhere */
+    int32_t fault;  /* pretend this errno instead of the call; 0: call */
+    uint16_t call;  /* index in calls.h, or an operation */
+    uint16_t skip;  /* how many steps to leave out after a tolerated errno */
+    uint8_t kind[6];
+    uint8_t expectation;
+    uint8_t store_width; /* 4 or 8 */
+    int16_t tolerate[2];
+    uint8_t retry; /* how often EINTR and EAGAIN are tried again */
+    uint8_t reserved[7];
+};
+
+struct plan {
+    uint32_t magic, version, size, flags;
+    uint32_t steps, step_count;
+    uint32_t first[SEGMENTS], count[SEGMENTS];
+    uint32_t relocations, relocation_count; /* pairs (offset of pointers, how many) */
+    uint32_t slot_count, reserved;
+    int32_t slot[MAX_SLOTS];
+};
+
+/* Slots that init itself uses; PID 1 keeps the first three for its whole life. */
+enum { SLOT_CONTROL, SLOT_LIFELINE, SLOT_CLAIM, SLOT_STDIN, SLOT_STDOUT, SLOT_STDERR, SLOT_FREE };
+
+/* plan.flags */
+enum {
+    OWN_GROUP = 1
+}; /* stage 1 starts a process group, so that the launcher can find PID 1 whatever happens */
+
+/* Records. Fixed size: whoever reads one knows that it is whole. */
+#define RECORD_SIZE 1024
+enum record_type {
+    R_INIT = 1,  /* value: PID 1's pid; with its pidfd */
+    R_FAILED,    /* step, error, text */
+    R_HELD,      /* body: identity */
+    R_STARTED,   /* body: identity; with the payload's pidfd */
+    R_ENDED,     /* value: wait status; body: usage */
+    R_FD,        /* value: tag; with the descriptor */
+    R_REFUSED,   /* error: a request that could not be served */
+    Q_KILL = 64, /* kill everything, reap, report, exit */
+    Q_RELEASE,   /* let the held payload go on */
+    Q_DETACH,    /* forget the lifeline */
+    Q_NAMESPACE, /* value: index of the namespace; answered by R_FD */
+    Q_SPAWN,     /* with a plan, then its slots: one more payload */
+    Q_SIGNAL,    /* value: signal for payload `id` */
+};
+
+struct identity {
+    uint32_t uid, gid, securebits, no_new_privs, dumpable, seccomp, group_count, reserved;
+    uint64_t capability[5]; /* effective, permitted, inheritable, bounding, ambient */
+    uint32_t group[200];
+};
+enum {
+    CHECK_IDS = 1,
+    CHECK_GROUPS = 2,
+    CHECK_CAPABILITIES = 4,
+    CHECK_SECUREBITS = 8,
+    CHECK_NO_NEW_PRIVS = 16
+};
+
+struct usage {
+    int64_t user_us, system_us, max_rss_kib, minor_faults, major_faults;
+    int64_t blocks_in, blocks_out, voluntary_switches, involuntary_switches, wall_ns;
+};
+
+struct record {
+    uint32_t type, id;
+    int32_t step, error;
+    int64_t value;
+    union {
+        struct identity identity;
+        struct usage usage;
+        char text[RECORD_SIZE - 24];
+    } body;
+};
+_Static_assert(sizeof(struct record) == RECORD_SIZE, "a record is as long as it says");
+_Static_assert(sizeof(struct step) == 96, "a step is as long as sandbox/plan.py packs it");
+_Static_assert(sizeof(struct plan) == 4 * (4 + 2 + 6 + 2 + 2 + MAX_SLOTS), "the header is packed");
+
+#endif
