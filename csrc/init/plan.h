@@ -42,6 +42,7 @@ enum native {
     OP_EXEC,           /* (candidates, count, argv, envp): execve the first that exists */
     OP_SEND_FD,        /* (fd, tag): send a descriptor to the launcher */
     OP_END,            /* (): this process has done its work; used by plans that only build something */
+    OP_SKIP,           /* (): fails with EAGAIN, which the step tolerates: leaves out the steps that follow */
     NATIVE_END,
 };
 

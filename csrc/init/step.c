@@ -308,6 +308,8 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
         return send_fd((int)a[0], (int64_t)a[1]);
     case OP_END:
         quit(0);
+    case OP_SKIP:
+        return -E_AGAIN;
     }
     return -E_NOSYS;
 }

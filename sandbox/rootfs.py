@@ -1,0 +1,538 @@
+"""What the root file system holds, and the steps that make it.
+
+The builder's calls become *entries*, in order. Those that the library makes in the sandbox's own root (directories,
+files, links, device nodes, `/usr` and the public part of `/etc`) are the same at every launch: they form a *tree*,
+a value, which can be built once and cloned. All that differs (tmpfs, /proc, devpts, the caller's binds) is mounted
+on top for each launch, in the order written.
+
+Facts, and what follows:
+- Whatever lies below a bind is the host's, and may be changed by hostile code while we look: such a target is
+  opened with openat2(RESOLVE_IN_ROOT), never by path, and no mount point is ever created there.
+- A tmpfs of ours holds what our own steps put there and nothing else: its targets are plain relative paths.
+- The superblock of the tree becomes read-only, not just its mount: a payload with CAP_SYS_ADMIN in its namespace
+  can clear the flag of a mount, and would write to the tree that the next sandbox gets.
+"""
+
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from errno import EEXIST, ENOENT, ENOTDIR
+from struct import pack
+from typing import Final, Literal, TypeAlias
+
+from sandbox import kernel as k
+from sandbox.kernel import Flag
+from sandbox.plan import Data, Program, Ref
+
+_READONLY_SYSTEM: Final = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
+_DEVICE: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
+_PRIVATE_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
+
+DEVICE_NODES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+
+
+@dataclass(frozen=True, slots=True)
+class Dir:
+    """A directory."""
+
+    target: str
+    mode: int = 0o755
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file with its content."""
+
+    target: str
+    content: bytes
+    mode: int = 0o644
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    """A symbolic link; os.symlink's order."""
+
+    points_to: str
+    target: str
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A bind mount of a host path, recursive; `attributes` are added to those of the source.
+
+    `system` binds never differ between launches and belong to the tree.
+    """
+
+    source: str
+    target: str
+    attributes: int = 0
+    optional: bool = False
+    is_file: bool = False
+    system: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """A new file system: tmpfs, proc, devpts; options as fsconfig takes them, without a value: a flag."""
+
+    fstype: str
+    target: str
+    options: tuple[tuple[str, str | None], ...] = ()
+    attributes: int = _PRIVATE_FS
+    strict_target: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Hide a path: an empty read-only directory over a directory, /dev/null over anything else."""
+
+    target: str
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Readonly:
+    """Make what is visible at a path read-only, recursively."""
+
+    target: str
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The directory that is the whole root."""
+
+    source: str
+    readonly: bool = True
+    origin: str = ""
+
+
+Entry: TypeAlias = Dir | File | Symlink | Bind | Filesystem | Mask | Readonly | Root
+# Of the tree: "point-dir" and "point-file" are mount points for what is mounted at each launch.
+Node: TypeAlias = Dir | File | Symlink | Bind
+RegionKind: TypeAlias = Literal["own", "tmpfs", "foreign"]
+
+
+def dev(
+    target: str, *, shm: str | None, nodes: Iterable[str], present: Mapping[str, bool], origin: str, own: bool
+) -> Iterator[Entry]:
+    """Yield a minimal /dev: nodes bound from the host, a devpts instance of its own, shm, the standard links."""
+    if own:
+        yield Dir(target, 0o755, origin)
+    else:
+        yield Filesystem(
+            "tmpfs", target, (("mode", "0755"), ("size", "65536")), _DEVICE, strict_target=True, origin=origin
+        )
+    for node in nodes:
+        if present.get(node, True):
+            yield Bind(
+                f"/dev/{node}", f"{target}/{node}", _DEVICE, is_file=True, system=own, origin=origin
+            )
+    yield Symlink("/proc/self/fd", f"{target}/fd", origin)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        yield Symlink(f"/proc/self/fd/{number}", f"{target}/{name}", origin)
+    yield Symlink("pts/ptmx", f"{target}/ptmx", origin)
+    yield Dir(f"{target}/pts", 0o755, origin)
+    yield Dir(f"{target}/shm", 0o755, origin)
+    yield Filesystem(
+        "devpts",
+        f"{target}/pts",
+        (("mode", "0620"), ("ptmxmode", "0666")),
+        k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC,
+        origin=origin,
+    )
+    options = (("mode", "1777"),) if shm is None else (("mode", "1777"), ("size", shm))
+    yield Filesystem("tmpfs", f"{target}/shm", options, origin=origin)
+
+
+@dataclass(slots=True)
+class _Region:
+    """A mount of the sandbox: where it is, whose content it has, and the step that holds it."""
+
+    target: str
+    kind: RegionKind
+    ref: Ref | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The part of the root that no launch changes; a value, so that it can be built once and cloned."""
+
+    nodes: tuple[Node, ...]
+
+
+@dataclass(slots=True)
+class Layout:
+    """All entries sorted: the tree, and what each launch mounts on it."""
+
+    root: Root | None
+    tree: Tree
+    mounted: tuple[tuple[Entry, str], ...]
+    regions: dict[str, RegionKind] = field(default_factory=dict)
+
+
+def _parents(path: str) -> Iterator[str]:
+    parts = path.strip("/").split("/")[:-1]
+    for i in range(1, len(parts) + 1):
+        yield "/" + "/".join(parts[:i])
+
+
+class _Sorter:
+    def __init__(self, root: Root | None) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.mounted: list[tuple[Entry, str]] = []
+        self.regions: dict[str, RegionKind] = {"/": "own" if root is None else "foreign"}
+
+    def region_of(self, path: str) -> str:
+        while path not in self.regions:
+            path = posixpath.dirname(path)
+        return path
+
+    def resolve(self, path: str, *, follow_last: bool) -> str:
+        """Follow the links that the tree itself holds: /bin/x is /usr/bin/x."""
+        for _ in range(40):
+            for part in (*_parents(path), *((path,) if follow_last else ())):
+                node = self.nodes.get(part)
+                if isinstance(node, Symlink) and self.regions[self.region_of(part)] == "own":
+                    path = posixpath.normpath(
+                        posixpath.join(posixpath.dirname(part), node.points_to) + path[len(part) :]
+                    )
+                    break
+            else:
+                return path
+        raise ValueError(f"{path}: too many levels of symbolic links")
+
+    def mkdirs(self, path: str, origin: str) -> None:
+        for parent in _parents(path):
+            if parent not in self.nodes and self.regions[self.region_of(parent)] == "own":
+                self.nodes[parent] = Dir(parent, 0o755, origin)
+
+    def put(self, node: Node, path: str) -> None:
+        self.mkdirs(path, node.origin)
+        # A later entry replaces an earlier one, and comes after its parents.
+        self.nodes.pop(path, None)
+        self.nodes[path] = replace(node, target=path)
+
+    def add(self, entry: Entry) -> None:
+        if isinstance(entry, Root):
+            return
+        follow = not isinstance(entry, Symlink)
+        path = self.resolve(entry.target, follow_last=follow)
+        own = self.regions[self.region_of(path)] == "own"
+        match entry:
+            case Dir() | File() | Symlink() if own:
+                if isinstance(entry, Dir) and isinstance(self.nodes.get(path), Dir):
+                    self.nodes[path] = replace(entry, target=path)
+                else:
+                    self.put(entry, path)
+                return
+            case Bind(system=True) if own:
+                self.put(entry, path)
+                self.regions[path] = "foreign"
+                return
+            case Bind() | Filesystem() if own:
+                if path not in self.nodes:
+                    point = File(path, b"", 0o444, entry.origin)
+                    is_file = isinstance(entry, Bind) and entry.is_file
+                    self.put(point if is_file else Dir(path, 0o755, entry.origin), path)
+        self.mounted.append((entry, path))
+        match entry:
+            case Bind():
+                self.regions[path] = "foreign"
+            case Filesystem():
+                self.regions[path] = "tmpfs" if entry.fstype == "tmpfs" else "foreign"
+
+
+def sort(entries: Iterable[Entry]) -> Layout:
+    """Sort entries into the tree and what is mounted at each launch.
+
+    Raises:
+        ValueError: A loop of symbolic links among the entries.
+    """
+    entries = tuple(entries)
+    root = next((entry for entry in entries if isinstance(entry, Root)), None)
+    sorter = _Sorter(root)
+    for entry in entries:
+        sorter.add(entry)
+    return Layout(root, Tree(tuple(sorter.nodes.values())), tuple(sorter.mounted), sorter.regions)
+
+
+# ── steps ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mount_attributes(program: Program, set_: int, *, private: bool = False) -> Data:
+    """Return a struct mount_attr."""
+    text = f"{{attr_set={set_!r}" + (", propagation=MS_PRIVATE}" if private else "}")
+    return program.data(pack("<4Q", set_, 0, k.MS_PRIVATE if private else 0, 0), text)
+
+
+def open_how(program: Program, flags: Flag, resolve: Flag) -> Data:
+    """Return a struct open_how."""
+    return program.data(pack("<3Q", flags, 0, resolve), f"{{flags={flags!r}, resolve={resolve!r}}}")
+
+
+def new_filesystem(
+    program: Program, fstype: str, options: Iterable[tuple[str, str | None]], attributes: int, name: str
+) -> tuple[Ref, Ref]:
+    """Make a detached file system; return the descriptors of its context and of its mount."""
+    context = program.call("fsopen", fstype, k.FSOPEN_CLOEXEC, name=f"{name}_fs")
+    for option, value in options:
+        if value is None:
+            program.call("fsconfig", context, k.FSCONFIG_SET_FLAG, option, k.NONE, 0)
+        else:
+            program.call("fsconfig", context, k.FSCONFIG_SET_STRING, option, value, 0)
+    program.call("fsconfig", context, k.FSCONFIG_CMD_CREATE, k.NONE, k.NONE, 0)
+    mount = program.call("fsmount", context, k.FSMOUNT_CLOEXEC, attributes, name=name)
+    return context, mount
+
+
+def _name_of(path: str) -> str:
+    return path.strip("/").replace("/", "_").replace(".", "_").replace("-", "_") or "root"
+
+
+class Writer:
+    """Writes the steps of a layout into a program.
+
+    Args:
+        program: Where the steps go.
+        source_segment: Who opens the sources of binds: stage 1 for root, whose PID 1 has given its uid up.
+    """
+
+    def __init__(self, program: Program, source_segment: Literal["stage", "init"]) -> None:
+        self.program = program
+        self.source_segment = source_segment
+        self.root: Ref | None = None
+
+    # The tree, which is the same at every launch.
+
+    def tree(self, tree: Tree, *, attach: bool) -> Ref:
+        """Make the root and everything in it that never differs, and make its superblock read-only."""
+        program = self.program
+        program.origin = "root"
+        context, root = new_filesystem(program, "tmpfs", (("mode", "0755"),), _PRIVATE_FS, "root")
+        if attach:
+            # Over "/", where a mount point always exists; nothing is created on the host.
+            program.call("move_mount", root, "", k.AT_FDCWD, "/", k.MOVE_MOUNT_F_EMPTY_PATH)
+        for node in tree.nodes:
+            program.origin = node.origin
+            self._node(root, node.target.lstrip("/"), node)
+        program.origin = "root"
+        program.call("fsconfig", context, k.FSCONFIG_SET_FLAG, "ro", k.NONE, 0)
+        program.call("fsconfig", context, k.FSCONFIG_CMD_RECONFIGURE, k.NONE, k.NONE, 0)
+        self.root = root
+        return root
+
+    def _node(self, at: Ref, path: str, node: Node) -> None:
+        call = self.program.call
+        match node:
+            case Dir(mode=mode):
+                call("mkdirat", at, path, Flag(mode, oct(mode)), tolerate=(EEXIST,))
+                if mode != 0o755:
+                    call("fchmodat", at, path, Flag(mode, oct(mode)))
+            case File(content=content, mode=mode):
+                if content:
+                    self._write_file(at, path, content, mode)
+                else:
+                    call("mknodat", at, path, Flag(0o100000 | mode, f"S_IFREG|{oct(mode)}"), 0)
+            case Symlink(points_to=points_to):
+                call("symlinkat", points_to, at, path)
+            case Bind():
+                if node.is_file:
+                    call("mknodat", at, path, Flag(0o100444, "S_IFREG|0o444"), 0)
+                else:
+                    call("mkdirat", at, path, Flag(0o755, "0o755"))
+                mount = self._source(node, optional_skip=1)
+                call("move_mount", mount, "", at, path, k.MOVE_MOUNT_F_EMPTY_PATH)
+
+    def _write_file(self, at: Ref, path: str, content: bytes, mode: int) -> None:
+        call = self.program.call
+        flags = k.O_WRONLY | k.O_CREAT | k.O_TRUNC | k.O_CLOEXEC
+        fd = call("openat", at, path, flags | k.O_NOFOLLOW, Flag(0o600, "0o600"), name=_name_of(path))
+        call("write", fd, content, len(content), equal=len(content))
+        call("fchmod", fd, Flag(mode, oct(mode)))
+        call("close", fd)
+
+    def _source(self, bind: Bind, *, optional_skip: int) -> Ref:
+        """Open a copy of the source's mounts, private, with the attributes asked for."""
+        program = self.program
+        home = program.segment
+        program.segment = self.source_segment
+        missing = (ENOENT,) if bind.optional else ()
+        name = _name_of(bind.target)
+        inline = self.source_segment == home
+        mount = program.call(
+            "open_tree",
+            k.AT_FDCWD,
+            bind.source,
+            k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE,
+            name=name,
+            tolerate=missing,
+            skip=(1 + optional_skip if inline else 1) if bind.optional else 0,
+        )
+        program.call(
+            "mount_setattr",
+            mount,
+            "",
+            k.AT_EMPTY_PATH | k.AT_RECURSIVE,
+            mount_attributes(program, bind.attributes, private=True),
+            32,
+        )
+        program.segment = home
+        if bind.optional and not inline:
+            # Opened by stage 1: PID 1 learns from the descriptor whether it was there.
+            program.call("fcntl", mount, 1, tolerate=(9,), skip=optional_skip)
+        return mount
+
+    # What every launch mounts.
+
+    def rootfs(self, root: Root) -> Ref:
+        """Make a host directory the root."""
+        program = self.program
+        program.origin = root.origin
+        attributes = _READONLY_SYSTEM if root.readonly else _PRIVATE_FS
+        mount = self._source(Bind(root.source, "/", attributes, origin=root.origin), optional_skip=0)
+        program.call("move_mount", mount, "", k.AT_FDCWD, "/", k.MOVE_MOUNT_F_EMPTY_PATH)
+        self.root = mount
+        return mount
+
+    def mounted(self, layout: Layout, root: Ref) -> None:
+        """Mount on the root what differs between launches, in the order written."""
+        self.root = root
+        regions: dict[str, tuple[RegionKind, Ref]] = {
+            "/": ("own" if layout.root is None else "foreign", root)
+        }
+        for target, kind in layout.regions.items():
+            if kind == "foreign" and any(
+                isinstance(node, Bind) and node.target == target for node in layout.tree.nodes
+            ):
+                regions[target] = (kind, root)
+        for entry, path in layout.mounted:
+            self.program.origin = entry.origin
+            region = path
+            while region not in regions:
+                region = posixpath.dirname(region)
+            self._mounted(entry, path, region, regions)
+
+    def _mounted(
+        self, entry: Entry, path: str, region: str, regions: dict[str, tuple[RegionKind, Ref]]
+    ) -> None:
+        kind, at = regions[region]
+        relative = posixpath.relpath(path, region)
+        own = kind != "foreign" and relative != "."
+        match entry:
+            case Dir() | File() | Symlink():
+                if relative == ".":
+                    return
+                if own:
+                    self._make_parents(at, relative)
+                    self._node(at, relative, entry)
+                else:
+                    self._node_in_foreign(path, entry)
+            case Bind():
+                if own and kind == "tmpfs":
+                    self._make_parents(at, relative)
+                    self._point(at, relative, entry.is_file)
+                mount = self._source(entry, optional_skip=1 if own else 2)
+                self._attach(mount, at, relative if own else None, path, strict=False)
+                regions[path] = ("foreign", mount)
+            case Filesystem():
+                if own and kind == "tmpfs":
+                    self._make_parents(at, relative)
+                    self._point(at, relative, is_file=False)
+                _, mount = new_filesystem(
+                    self.program, entry.fstype, entry.options, entry.attributes, _name_of(path)
+                )
+                self._attach(mount, at, relative if own else None, path, strict=entry.strict_target)
+                regions[path] = ("tmpfs" if entry.fstype == "tmpfs" else "foreign", mount)
+            case Mask():
+                self._mask(path)
+            case Readonly():
+                self._readonly(path)
+
+    def _make_parents(self, at: Ref, relative: str) -> None:
+        parts = relative.split("/")[:-1]
+        for i in range(1, len(parts) + 1):
+            self.program.call(
+                "mkdirat", at, "/".join(parts[:i]), Flag(0o755, "0o755"), tolerate=(EEXIST,)
+            )
+
+    def _point(self, at: Ref, relative: str, is_file: bool) -> None:
+        if is_file:
+            mode = Flag(0o100444, "S_IFREG|0o444")
+            self.program.call("mknodat", at, relative, mode, 0, tolerate=(EEXIST,))
+        else:
+            self.program.call("mkdirat", at, relative, Flag(0o755, "0o755"), tolerate=(EEXIST,))
+
+    def _open_inside(
+        self, path: str, flags: Flag, *, strict: bool = False, tolerate: tuple[int, ...] = (), skip: int = 0
+    ) -> Ref:
+        """Open a path as the payload will see it: links resolve inside, magic links never."""
+        assert self.root is not None
+        resolve = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS
+        if strict:
+            # /proc and /dev of a foreign root: a link there is an attack, not a convenience.
+            resolve = resolve | k.RESOLVE_NO_SYMLINKS
+        how = open_how(self.program, flags | k.O_CLOEXEC, resolve)
+        return self.program.call(
+            "openat2",
+            self.root,
+            path,
+            how,
+            24,
+            name=_name_of(path) + "_at",
+            retry=100,
+            tolerate=tolerate,
+            skip=skip,
+        )
+
+    def _attach(self, mount: Ref, at: Ref, relative: str | None, path: str, *, strict: bool) -> None:
+        call = self.program.call
+        if relative is not None:
+            call("move_mount", mount, "", at, relative, k.MOVE_MOUNT_F_EMPTY_PATH)
+            return
+        point = self._open_inside(path, k.O_PATH, strict=strict)
+        call(
+            "move_mount", mount, "", point, "", k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
+        )
+
+    def _node_in_foreign(self, path: str, node: Dir | File | Symlink) -> None:
+        """Create something where hostile code may have been: by descriptor of the parent, never through a link."""
+        call = self.program.call
+        parent = self._open_inside(posixpath.dirname(path), k.O_PATH | k.O_DIRECTORY)
+        self._node(parent, posixpath.basename(path), node)
+        call("close", parent)
+
+    def _mask(self, path: str) -> None:
+        call = self.program.call
+        move = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
+        # Not a directory: leave the six steps that hide one, and its own end, to the file's.
+        point = self._open_inside(path, k.O_PATH | k.O_DIRECTORY, tolerate=(ENOTDIR,), skip=8)
+        before = len(self.program.segments[self.program.segment])
+        context, mount = new_filesystem(
+            self.program, "tmpfs", (("mode", "0555"), ("size", "4096")), _PRIVATE_FS, "mask"
+        )
+        call("fsconfig", context, k.FSCONFIG_SET_FLAG, "ro", k.NONE, 0)
+        call("fsconfig", context, k.FSCONFIG_CMD_RECONFIGURE, k.NONE, k.NONE, 0)
+        call("move_mount", mount, "", point, "", move)
+        call("skip", tolerate=(11,), skip=3)
+        made = len(self.program.segments[self.program.segment]) - before
+        steps = self.program.segments[self.program.segment]
+        steps[before - 1] = replace(steps[before - 1], skip=made)
+        point = self._open_inside(path, k.O_PATH)
+        null = call("open_tree", k.AT_FDCWD, "/dev/null", k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC, name="null")
+        call("move_mount", null, "", point, "", move)
+
+    def _readonly(self, path: str) -> None:
+        call = self.program.call
+        point = self._open_inside(path, k.O_PATH)
+        clone = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE | k.AT_EMPTY_PATH
+        mount = call("open_tree", point, "", clone, name=_name_of(path) + "_ro")
+        attributes = mount_attributes(self.program, k.MOUNT_ATTR_RDONLY, private=True)
+        call("mount_setattr", mount, "", k.AT_EMPTY_PATH | k.AT_RECURSIVE, attributes, 32)
+        move = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
+        call("move_mount", mount, "", point, "", move)
