@@ -341,7 +341,7 @@ static int launch(void *argument)
         _exit(0);
     reset_signals();
     done(job, "signals");
-    return MUST(execve(job->argv[0], job->argv, environ));
+    return checked(job, job->argv[0], execve(job->argv[0], job->argv, environ));
 }
 
 /* ---- in the parent ---- */
