@@ -28,7 +28,11 @@ class Missing(Exception):
 
 
 def as_missing(error: Exception) -> Missing:
-    return error if isinstance(error, Missing) else Missing(f"{type(error).__name__}: {error}")
+    if isinstance(error, Missing):
+        return error
+    if isinstance(error, subprocess.CalledProcessError):
+        return Missing(f"installed, but ended with status {error.returncode}")
+    return Missing(f"{type(error).__name__}: {error}")
 
 
 # ---- sandbox

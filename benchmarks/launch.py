@@ -60,7 +60,7 @@ class Row:
             return ""
         if not self.meets(self.bound):
             return "MISSED"
-        return "aim met" if self.aim is None or self.meets(self.aim) else "met"
+        return "aim met" if self.aim is not None and self.meets(self.aim) else "met"
 
 
 @dataclasses.dataclass
@@ -160,7 +160,7 @@ def measure_memory(settings: Settings) -> Result:
 def measure_workers(settings: Settings) -> Result:
     """Launches per second of two processes against one."""
     slice_seconds, slices = (0.1, 4) if settings.quick else (0.25, 8)
-    names = (settings.subject, "limit")
+    names = list(dict.fromkeys([settings.subject, "limit"]))
     pair = [Worker(), Worker()]
     row = Row(
         "workers", f"{settings.subject}: gain of a 2nd worker / that of limit", "x", 0.85, more_is_better=True
@@ -231,8 +231,8 @@ def measure_leaks(settings: Settings) -> Result:
         except Missing as reason:
             row.note = str(reason)
             continue
-        row.runs.append(len(leaks.left))
-        row.note = ", ".join(leaks.left)
+        row.runs.append(leaks.left.total())
+        row.note = ", ".join(f"{count} x {what}" for what, count in leaks.left.items())
         if threads == 1:
             rows.append(Row("leaks", "last tenth of them / first tenth", "x", runs=[leaks.slower]))
             rows.append(Row("leaks", "growth of the resident set", "KiB", runs=[leaks.memory]))

@@ -212,23 +212,21 @@ def descendants() -> dict[int, str]:
     return found
 
 
-def _left_since(before: Footprint) -> list[str]:
-    """Wait up to 5 s for the end of what is ending, then name what is left."""
+def _left_since(before: Footprint) -> Counter[str]:
+    """Wait up to 5 s for the end of what is ending, then count what is left."""
     deadline = time.monotonic() + 5
     while True:
         now = footprint()
-        left = [
-            f"{count} x {what}"
-            for new, old in zip(now, before, strict=True)
-            for what, count in (new - old).items()
-        ]
+        left: Counter[str] = Counter()
+        for new, old in zip(now, before, strict=True):
+            left += new - old
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.01)
 
 
 class Leaks(NamedTuple):
-    left: list[str]  # "3 x pipe"
+    left: Counter[str]  # what, and how many of it
     slower: float  # the last tenth of the launches against the first tenth, medians
     memory: int  # growth of the resident set, in KiB
 
