@@ -65,12 +65,16 @@ class Row:
 
 @dataclasses.dataclass
 class Times:
-    """How long one contender took, in ns, over all runs; and its ratio to limit.c, of the best run."""
+    """How long one contender took, in ns, and its ratios to limit.c; of all rounds of all runs."""
 
     name: str
     values: list[int] = dataclasses.field(default_factory=list)
-    ratio: float | None = None
+    ratios: list[float] = dataclasses.field(default_factory=list)
     note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        return statistics.median(self.ratios) if self.ratios else None
 
 
 @dataclasses.dataclass
@@ -91,8 +95,12 @@ Result = tuple[list[Row], list[Times]]
 # ---- the groups
 
 
+def ratios_of(left: Iterable[float], right: Iterable[float]) -> list[float]:
+    return [a / b for a, b in zip(left, right, strict=True)]
+
+
 def median_ratio(left: Iterable[float], right: Iterable[float]) -> float:
-    return statistics.median(a / b for a, b in zip(left, right, strict=True))
+    return statistics.median(ratios_of(left, right))
 
 
 def measure_launch(settings: Settings) -> Result:
@@ -124,8 +132,7 @@ def measure_launch(settings: Settings) -> Result:
         for name in ready:
             times[name].values += run[name]
             if "limit" in ready:
-                ratio = median_ratio(run[name], run["limit"])
-                times[name].ratio = min(ratio, times[name].ratio or ratio)
+                times[name].ratios += ratios_of(run[name], run["limit"])
     return [row for row, _, _ in ratios], list(times.values())
 
 
@@ -213,8 +220,8 @@ def measure_idle(settings: Settings) -> Result:
             finally:
                 process.kill()
                 process.close()
-    except Missing as reason:
-        memory.note = beside.note = str(reason)
+    except Exception as error:
+        memory.note = beside.note = str(contenders.as_missing(error))
     return [memory, beside], []
 
 
@@ -353,7 +360,7 @@ def as_json(rows: list[Row], times: list[Times]) -> dict[str, object]:
             "uid": os.getuid(),
         },
         "rows": [{**dataclasses.asdict(row), "figure": row.figure, "verdict": row.verdict} for row in rows],
-        "times": [dataclasses.asdict(one) for one in times],
+        "times": [{**dataclasses.asdict(one), "ratio": one.ratio} for one in times],
     }
 
 

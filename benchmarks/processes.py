@@ -1,6 +1,8 @@
 """Workers that launch on request, and what can be seen of processes from outside."""
 
+import array
 import ctypes
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -9,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import contenders
@@ -69,7 +71,7 @@ def interleave(jobs: Mapping[str, Contender], rounds: int) -> dict[str, list[int
     return times
 
 
-def percentile(values: list[float] | list[int], part: float) -> float:
+def percentile(values: Sequence[float], part: float) -> float:
     return sorted(values)[round(part * (len(values) - 1))]
 
 
@@ -234,8 +236,9 @@ class Leaks(NamedTuple):
 def find_leaks(name: str, threads: int, launches: int) -> Leaks:
     """Launch from several threads at once, `launches` times altogether."""
     launch = contenders.make(name)
+    times = array.array("d", bytes(8 * (launches // threads) * threads))
+    position = itertools.count()
     before, memory = footprint(), _resident()
-    times: list[float] = []
     errors: list[Exception] = []
     barrier = threading.Barrier(threads)
 
@@ -245,7 +248,7 @@ def find_leaks(name: str, threads: int, launches: int) -> Leaks:
             for _ in range(launches // threads):
                 begin = time.perf_counter()
                 launch()
-                times.append(time.perf_counter() - begin)
+                times[next(position)] = time.perf_counter() - begin
         except Exception as error:
             errors.append(error)
 
