@@ -73,4 +73,51 @@
 #define SYS_open_tree_attr 467 /* 6.15 */
 #endif
 
+/* statmount(2) and listmount(2), 6.8; mnt_ns_id 6.11, the descriptor 6.18. Trailing zeros that a kernel does
+ * not know are fine with it. */
+struct sandbox_mnt_id_req {
+    uint32_t size;
+    uint32_t fd; /* of a mount namespace; with STATMOUNT_BY_FD (7.0) on the mount itself */
+    uint64_t mnt_id;
+    uint64_t param;
+    uint64_t mnt_ns_id;
+};
+
+struct sandbox_statmount {
+    uint32_t size;
+    uint32_t mnt_opts; /* 6.11; offset of a string, as all u32 without a number in them */
+    uint64_t mask;
+    uint32_t sb_dev_major;
+    uint32_t sb_dev_minor;
+    uint64_t sb_magic;
+    uint32_t sb_flags;
+    uint32_t fs_type;
+    uint64_t mnt_id;
+    uint64_t mnt_parent_id;
+    uint32_t mnt_id_old;
+    uint32_t mnt_parent_id_old;
+    uint64_t mnt_attr;
+    uint64_t mnt_propagation;
+    uint64_t mnt_peer_group;
+    uint64_t mnt_master;
+    uint64_t propagate_from;
+    uint32_t mnt_root;
+    uint32_t mnt_point;
+    uint64_t mnt_ns_id;      /* 6.11 */
+    uint32_t fs_subtype;     /* 6.13 */
+    uint32_t sb_source;      /* 6.13 */
+    uint32_t opt_num;        /* 6.13 */
+    uint32_t opt_array;      /* 6.13 */
+    uint32_t opt_sec_num;    /* 6.13 */
+    uint32_t opt_sec_array;  /* 6.13 */
+    uint64_t supported_mask; /* 6.15 */
+    uint32_t mnt_uidmap_num; /* 6.15 */
+    uint32_t mnt_uidmap;     /* 6.15 */
+    uint32_t mnt_gidmap_num; /* 6.15 */
+    uint32_t mnt_gidmap;     /* 6.15 */
+    uint64_t spare[43];
+    char strings[];
+};
+_Static_assert(sizeof(struct sandbox_statmount) == 512, "the kernel's fixed part");
+
 #endif

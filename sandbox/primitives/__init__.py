@@ -1,17 +1,24 @@
 """The kernel's calls, thin and exact: names and argument order of the man pages, no policy.
 
-Everything is importable from here; the families load when the first name is asked for, so that a module of the
-library that needs one family (`from sandbox.primitives.mounts import mount`) does not pay for all of them.
+Everything is importable from here; the families load when the first name is asked for, so that a module of
+the library that needs one family (`from sandbox.primitives.mounts import mount`) does not pay for all of
+them.
 """
 
+# ruff: noqa: F403  # a checker is shown what _load() does
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandbox.primitives._call import Fd as Fd, HasFileno as HasFileno
+    from sandbox.primitives.files import *
+    from sandbox.primitives.fscontext import *
+    from sandbox.primitives.mountinfo import *
+    from sandbox.primitives.mounts import *
 
-# One man-page family each. None is named like a function that it holds: the package could offer only one of them.
-_FAMILIES: tuple[str, ...] = ()
+# One man-page family each. None is named like a function that it holds: the package could offer only one of
+# them.
+_FAMILIES = ("files", "mounts", "fscontext", "mountinfo")
 
 
 def _load() -> list[str]:
@@ -35,4 +42,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """List what `from sandbox.primitives import ...` can take."""
-    return sorted(__getattr__("__all__"))  # type: ignore[call-overload]  # it is the list of names
+    return sorted(globals().get("__all__") or _load())
