@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from sandbox.primitives.fscontext import *
     from sandbox.primitives.mountinfo import *
     from sandbox.primitives.mounts import *
+    from sandbox.primitives.namespaces import *
+    from sandbox.primitives.pidfd import *
 
 # One man-page family each. None is named like a function that it holds: the package could offer only one of
 # them.
-_FAMILIES = ("files", "mounts", "fscontext", "mountinfo")
+_FAMILIES = ("files", "mounts", "fscontext", "mountinfo", "namespaces", "pidfd")
 
 
 def _load() -> list[str]:

@@ -291,7 +291,7 @@ def listmount(
     found: list[int] = []
     while True:
         got = check(lib.sandbox_listmount(mnt_id, last_mnt_id, mnt_ns_id, fd, buffer, room, flags))
-        found += buffer[0:got]
+        found += ffi.unpack(buffer, got)
         if count is not None or got < room:
             return found
         last_mnt_id = found[-1]
