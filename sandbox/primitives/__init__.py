@@ -11,16 +11,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandbox.primitives._call import Fd as Fd, HasFileno as HasFileno
+    from sandbox.primitives.capabilities import *
+    from sandbox.primitives.credentials import *
     from sandbox.primitives.files import *
     from sandbox.primitives.fscontext import *
+    from sandbox.primitives.memfd import *
     from sandbox.primitives.mountinfo import *
     from sandbox.primitives.mounts import *
     from sandbox.primitives.namespaces import *
     from sandbox.primitives.pidfd import *
+    from sandbox.primitives.process import *
+    from sandbox.primitives.system import *
 
 # One man-page family each. None is named like a function that it holds: the package could offer only one of
 # them.
-_FAMILIES = ("files", "mounts", "fscontext", "mountinfo", "namespaces", "pidfd")
+_FAMILIES = (
+    "capabilities",
+    "credentials",
+    "files",
+    "fscontext",
+    "memfd",
+    "mountinfo",
+    "mounts",
+    "namespaces",
+    "pidfd",
+    "process",
+    "system",
+)
 
 
 def _load() -> list[str]:
