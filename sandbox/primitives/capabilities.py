@@ -126,7 +126,7 @@ CAP_LAST_CAP = max(Capability)
 
 
 class SecureBits(IntFlag):
-    """How uid 0, capabilities and execution go together: PR_SET_SECUREBITS and PR_GET_SECUREBITS of prctl(2)."""
+    """How uid 0, capabilities and execution go together; for PR_SET_SECUREBITS of prctl(2)."""
 
     NOROOT = 1 << 0
     NOROOT_LOCKED = 1 << 1
