@@ -7,15 +7,19 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
 
 # An id without an account: nothing on the host belongs to it.
 USER_ID = int(os.environ.get("SANDBOX_TEST_UID", "61234"))
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
@@ -38,6 +42,49 @@ def drop_privileges() -> None:
     os.environ.pop("XDG_RUNTIME_DIR", None)
 
 
+def _closed_ancestor(path: str) -> str | None:
+    """Return the topmost directory above a path that other users cannot enter."""
+    parts = path.split("/")
+    for end in range(2, len(parts)):
+        ancestor = "/".join(parts[:end])
+        if not os.stat(ancestor).st_mode & stat.S_IXOTH:
+            return ancestor
+    return None
+
+
+def make_reachable(paths: Iterable[str]) -> None:
+    """Let every user reach these directories, in a mount namespace of the caller's own.
+
+    An interpreter or a checkout below root's home is out of the unprivileged user's reach. Nothing else of
+    that home becomes visible: it is covered, and only the directories asked for come back, at their own
+    paths.
+    """
+    wanted = {form for path in paths for form in (os.path.abspath(path), os.path.realpath(path))}
+    closed: dict[str, list[str]] = {}
+    for path in sorted(wanted):
+        ancestor = _closed_ancestor(path)
+        if ancestor is not None:
+            closed.setdefault(ancestor, []).append(path)
+    if not closed:
+        return
+    # Only here: most runs have no need of it, and the harness shall start without the library under test.
+    from sandbox import primitives as kernel
+
+    cwd = os.getcwd()
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    for ancestor, below in closed.items():
+        clone = kernel.OPEN_TREE_CLOEXEC | kernel.OPEN_TREE_CLONE | kernel.AT_RECURSIVE
+        trees = {path: kernel.open_tree(kernel.AT_FDCWD, path, clone) for path in below}
+        kernel.mount("reachable", ancestor, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755")
+        for path, tree in trees.items():
+            os.makedirs(path, exist_ok=True)  # sorted: one inside another finds its place there
+            kernel.move_mount(tree, "", kernel.AT_FDCWD, path, kernel.MOVE_MOUNT_F_EMPTY_PATH)
+            os.close(tree)
+    # The old working directory lies under the cover.
+    os.chdir(cwd if os.path.isdir(cwd) else REPOSITORY)
+
+
 def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
     """Run one test, fixtures and all, in a forked child that has dropped its privileges."""
     from _pytest.runner import runtestprotocol
@@ -49,6 +96,7 @@ def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
     if pid == 0:
         os.close(read_end)
         try:
+            make_reachable([REPOSITORY, sys.prefix, sys.base_prefix])
             drop_privileges()
             become_subreaper()
             reports = runtestprotocol(item, nextitem=nextitem, log=False)

@@ -1,17 +1,43 @@
 """The kernel's calls, thin and exact: names and argument order of the man pages, no policy.
 
-Everything is importable from here; the families load when the first name is asked for, so that a module of the
-library that needs one family (`from sandbox.primitives.mounts import mount`) does not pay for all of them.
+Everything is importable from here; the families load when the first name is asked for, so that a module of
+the library that needs one family (`from sandbox.primitives.mounts import mount`) does not pay for all of
+them.
 """
 
+# ruff: noqa: F403  # a checker is shown what _load() does
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandbox.primitives._call import Fd as Fd, HasFileno as HasFileno
+    from sandbox.primitives.capabilities import *
+    from sandbox.primitives.credentials import *
+    from sandbox.primitives.files import *
+    from sandbox.primitives.fscontext import *
+    from sandbox.primitives.memfd import *
+    from sandbox.primitives.mountinfo import *
+    from sandbox.primitives.mounts import *
+    from sandbox.primitives.namespaces import *
+    from sandbox.primitives.pidfd import *
+    from sandbox.primitives.process import *
+    from sandbox.primitives.system import *
 
-# One man-page family each. None is named like a function that it holds: the package could offer only one of them.
-_FAMILIES: tuple[str, ...] = ()
+# One man-page family each. None is named like a function that it holds: the package could offer only one of
+# them.
+_FAMILIES = (
+    "capabilities",
+    "credentials",
+    "files",
+    "fscontext",
+    "memfd",
+    "mountinfo",
+    "mounts",
+    "namespaces",
+    "pidfd",
+    "process",
+    "system",
+)
 
 
 def _load() -> list[str]:
@@ -35,4 +61,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """List what `from sandbox.primitives import ...` can take."""
-    return sorted(__getattr__("__all__"))  # type: ignore[call-overload]  # it is the list of names
+    return sorted(globals().get("__all__") or _load())

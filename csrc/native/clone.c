@@ -1,0 +1,46 @@
+#include <linux/sched.h>
+#include <sys/prctl.h>
+
+/*
+ * clone3(2) as os.fork() would call it: the process is copied, and the interpreter in the copy is put in
+ * order.
+ *
+ * Facts about what must run around the call:
+ * - CPython's hooks need the GIL, which cffi has released, and nobody else may take it between them.
+ * - glibc remembers the id of each thread and lets the kernel write it when a thread or fork() starts; a raw
+ * call would leave the parent's id there (pthread_getcpuclockid and error-checking mutexes read it). It is
+ * also the address that the kernel clears at thread exit, so the kernel knows where it is. Other libraries
+ * keep something else at that address.
+ * - glibc's own locks (malloc, stdio) are not taken: another thread that holds one at this moment is not in
+ * the copy, and the lock stays locked there.
+ */
+static int sandbox_clone3(uint64_t flags, int exit_signal, int *set_tid, size_t set_tid_size, int cgroup,
+                          int *pidfd)
+{
+    struct clone_args args = {
+        .flags = flags,
+        .exit_signal = (uint64_t)exit_signal,
+        .set_tid = (uintptr_t)set_tid,
+        .set_tid_size = set_tid_size,
+        .pidfd = (uintptr_t)pidfd,
+        .cgroup = (uint64_t)cgroup,
+    };
+#ifdef __GLIBC__
+    int *tid = NULL;
+    if (prctl(PR_GET_TID_ADDRESS, &tid, 0, 0, 0) == 0 && tid != NULL) {
+        args.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+        args.child_tid = (uintptr_t)tid;
+    }
+#endif
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyOS_BeforeFork();
+    int pid = (int)syscall(SYS_clone3, &args, sizeof args);
+    int error = errno;
+    if (pid == 0)
+        PyOS_AfterFork_Child();
+    else
+        PyOS_AfterFork_Parent();
+    PyGILState_Release(state);
+    errno = error;
+    return pid;
+}
