@@ -75,11 +75,12 @@ def make_reachable(paths: Iterable[str]) -> None:
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     for ancestor, below in closed.items():
         clone = kernel.OPEN_TREE_CLOEXEC | kernel.OPEN_TREE_CLONE | kernel.AT_RECURSIVE
+        to_there = kernel.MOVE_MOUNT_F_EMPTY_PATH | kernel.MOVE_MOUNT_T_SYMLINKS
         trees = {path: kernel.open_tree(kernel.AT_FDCWD, path, clone) for path in below}
         kernel.mount("reachable", ancestor, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755")
         for path, tree in trees.items():
             os.makedirs(path, exist_ok=True)  # sorted: one inside another finds its place there
-            kernel.move_mount(tree, "", kernel.AT_FDCWD, path, kernel.MOVE_MOUNT_F_EMPTY_PATH)
+            kernel.move_mount(tree, "", kernel.AT_FDCWD, path, to_there)
             os.close(tree)
     # The old working directory lies under the cover.
     os.chdir(cwd if os.path.isdir(cwd) else REPOSITORY)
@@ -179,6 +180,23 @@ def user_namespaces_blocked() -> str | None:
     _, status = os.waitpid(pid, 0)
     number = os.waitstatus_to_exitcode(status)
     return os.strerror(number) if number else None
+
+
+def enter_namespaces(flags: int) -> None:
+    """Give the calling process (a child) namespaces of its own; an unprivileged one becomes root in them.
+
+    A failure ends the test: what follows would change the host.
+    """
+    from sandbox import primitives as kernel
+
+    uid, gid = os.geteuid(), os.getegid()
+    kernel.unshare(flags if uid == 0 else flags | kernel.CLONE_NEWUSER)
+    if uid != 0:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as stream:
+                stream.write(text)
+    if flags & kernel.CLONE_NEWNS:
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
 
 
 def in_child(function: "object", *args: object) -> None:

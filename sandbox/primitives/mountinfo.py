@@ -231,7 +231,8 @@ def statmount(
 
     Raises:
         OSError: ENOENT (no such mount in the namespace), EPERM (not reachable from the caller's root, without
-            CAP_SYS_ADMIN), EINVAL (unknown flag; both namespace arguments), ENOSYS.
+            CAP_SYS_ADMIN), EINVAL (unknown flag; both namespace arguments; an id below 2**31, as mountinfo
+            has), ENOSYS.
 
     See statmount(2). Since Linux 6.8.
     """

@@ -30,3 +30,36 @@ def test_footprint_sees_a_descriptor_and_a_child():
     os.close(fd)
     os.waitpid(pid, 0)
     assert before == harness.footprint(settle=before)
+
+
+@pytest.mark.needs_root
+def test_user_reaches_what_a_closed_directory_holds_and_nothing_beside_it(tmp_path):
+    home = tmp_path / "home"
+    for name in ("wanted/deep", "other"):
+        (home / name).mkdir(parents=True)
+        (home / name / "file").write_text(name)
+    (home / "wanted" / "inner").symlink_to("deep")
+    os.chmod(tmp_path, 0o755)
+    os.chmod(home, 0o700)
+    wanted = str(home / "wanted")
+
+    def refused():
+        harness.drop_privileges()
+        with pytest.raises(PermissionError):
+            os.listdir(wanted)
+
+    def reached():
+        os.chdir(wanted)
+        harness.make_reachable([wanted, f"{wanted}/inner", "/usr"])
+        harness.drop_privileges()
+        assert wanted == os.getcwd()
+        assert ["wanted"] == os.listdir(home)
+        for path in ("deep/file", "inner/file"):
+            with open(path) as stream:
+                assert "wanted/deep" == stream.read()
+        with pytest.raises(PermissionError):
+            os.mkdir(home / "new")
+
+    harness.in_child(refused)
+    harness.in_child(reached)
+    assert ["other", "wanted"] == sorted(os.listdir(home))
