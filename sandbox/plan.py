@@ -361,6 +361,7 @@ class Template:
         calls = [call for _, call in plan.calls()]
         self.plan = plan
         self.slots = plan.slots
+        self.builds = any(call.call == "end" for call in calls)
         self._index = {call.key: i for i, call in enumerate(calls)}
         self._late: list[tuple[int, Late]] = []
         self._data_at: dict[int | bytes, int] = {}

@@ -1,0 +1,520 @@
+"""`Sandbox`: says what a sandbox is, and runs commands in it.
+
+Every method checks what it is given, and returns a new value. Nothing happens on the host before `run`.
+"""
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, Self, TypeAlias
+
+from sandbox import compiler
+from sandbox.compiler import NAMESPACES, Caller, Dev, Namespace, Spec, Variant, compile_plan, inside_ids
+from sandbox.kernel import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    NONE,
+)
+from sandbox.plan import Plan
+from sandbox.process import Args, StrOrBytesPath
+from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
+from sandbox.runner import Runner, caller, command_for
+
+Size: TypeAlias = int | str
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Network:
+    """Which network a sandbox sees.
+
+    Attributes:
+        none: A network of its own, with nothing up.
+        loopback: A network of its own, with its loopback up.
+        host: The caller's.
+    """
+
+    __slots__ = ("kind",)
+    none: "Network"
+    loopback: "Network"
+    host: "Network"
+
+    def __init__(self, kind: Literal["none", "loopback", "host"]) -> None:
+        self.kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by kind."""
+        return isinstance(other, Network) and other.kind == self.kind
+
+    def __hash__(self) -> int:
+        """Hash by kind."""
+        return hash((Network, self.kind))
+
+    def __reduce__(self) -> tuple[type["Network"], tuple[str]]:
+        """Pickle by kind."""
+        return Network, (self.kind,)
+
+    def __repr__(self) -> str:
+        """Show the constant."""
+        return f"Network.{self.kind}"
+
+
+Network.none = Network("none")
+Network.loopback = Network("loopback")
+Network.host = Network("host")
+
+
+def parse_size(size: Size, name: str) -> int:
+    """Return a size in bytes; a string may end with K, M, G or T, powers of 1024.
+
+    Raises:
+        TypeError: Neither int nor str.
+        ValueError: Not a size, or not positive.
+    """
+    if isinstance(size, str):
+        match = re.fullmatch(r"(\d+)\s*([KMGT]?)(?:i?B)?", size.strip(), re.IGNORECASE | re.ASCII)
+        if match is None:
+            raise ValueError(f'{name} must be bytes or a string such as "64M", got {size!r}')
+        size = int(match[1]) * _UNITS[match[2].upper()]
+    elif isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} must be an int or a str, not {type(size).__name__}")
+    if not 0 < size < 1 << 63:
+        raise ValueError(f"{name} must be between 1 and 2**63 - 1 bytes, got {size}")
+    return size
+
+
+def _source(path: StrOrBytesPath, name: str = "source") -> str:
+    text = os.fsdecode(path)
+    if not text or "\0" in text:
+        raise ValueError(f"{name} must be a path of the host without NUL, got {path!r}")
+    return os.path.abspath(text)
+
+
+def _target(path: StrOrBytesPath, name: str = "target", *, root: bool = False) -> str:
+    text = os.fsdecode(path)
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError(f"{name} must be an absolute path inside, without NUL, got {path!r}")
+    parts = text.split("/")
+    if ".." in parts:
+        raise ValueError(f'{name} must not hold "..", which depends on links, got {path!r}')
+    if len(os.fsencode(text)) > 4095 or any(len(os.fsencode(part)) > 255 for part in parts):
+        raise ValueError(f"{name} must have at most 4095 bytes, and 255 a part, got {len(text)} characters")
+    normal = compiler.normal(posixpath.normpath(text))
+    if normal == "/" and not root:
+        raise ValueError(f"{name} must be a path below the root; .rootfs() replaces the root itself")
+    return normal
+
+
+def _mode(mode: int, name: str = "mode") -> int:
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise TypeError(f"{name} must be an int, not {type(mode).__name__}")
+    if not 0 <= mode <= 0o1777:
+        raise ValueError(f"{name} must be between 0 and 0o1777 (no set-id bits), got {mode:#o}")
+    return mode
+
+
+def _id(value: int | None, name: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not 0 <= value <= 2**32 - 2:
+        raise ValueError(f"{name} must be between 0 and 2**32 - 2, got {value}")
+    return value
+
+
+def _name(name: str, what: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
+    size = len(name.encode())
+    if not 0 < size <= 64 or "\0" in name or "\n" in name:
+        raise ValueError(f"{what} must have 1 to 64 bytes, without NUL or newline, got {name!r}")
+    return name
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class Sandbox(Runner):
+    """A sandbox: what it has, what it may, and who it is. `Sandbox()` is safe by default.
+
+    Without further words: new user, mount, pid, ipc, uts, net and cgroup namespaces; read-only /usr and the part of
+    /etc that programs need; private /tmp, /dev and /proc; no network but its own loopback; stdin empty; a clean
+    environment; no capability; no_new_privs; no descriptor but 0, 1 and 2.
+
+    A sandbox is a value: every method returns a new one, in the order written. It compares, hashes and pickles.
+    """
+
+    __slots__ = ("_cache", "_spec")
+    _spec: Spec
+
+    def __init__(self) -> None:
+        self._spec = Spec(entries=compiler.default_entries(empty=False), cwd=compiler.HOME)
+        self._cache: Any = None
+
+    @staticmethod
+    def empty() -> "Sandbox":
+        """Return a sandbox with an empty root, all else as the default."""
+        return Sandbox._of(Spec(entries=compiler.default_entries(empty=True)))
+
+    @classmethod
+    def _of(cls, spec: Spec) -> Self:
+        self = cls.__new__(cls)
+        self._spec = spec
+        self._cache = None
+        return self
+
+    def _with(self, **changes: Any) -> Self:
+        return self._of(replace(self._spec, **changes))
+
+    def _add(self, entry: Entry | Dev) -> Self:
+        return self._with(entries=(*self._spec.entries, entry))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare what they say."""
+        return isinstance(other, Sandbox) and other._spec == self._spec
+
+    def __hash__(self) -> int:
+        """Hash what it says."""
+        return hash(self._spec)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it says; nothing that was compiled for this machine."""
+        return Sandbox._of, (self._spec,)
+
+    def __repr__(self) -> str:
+        """Show the builder calls that matter."""
+        said = [e.origin for e in self._spec.entries if e.origin.startswith(".")]
+        head = "Sandbox()" if any(isinstance(e, compiler.System) for e in self._spec.entries) else "Sandbox.empty()"
+        return f"<{head}{''.join(dict.fromkeys(said))}>"
+
+    # ── the root file system ──
+
+    def rootfs(self, path: StrOrBytesPath, *, readonly: bool = True) -> Self:
+        """Use a directory of the host as the whole root; /proc, /dev and /tmp of the default stay.
+
+        Args:
+            path: Directory of the host. It must have the directories that other calls mount on.
+            readonly: Nothing below it can be written.
+
+        Raises:
+            ValueError: Not the first call that concerns the root.
+        """
+        source = _source(path, "path")
+        for entry in self._spec.entries:
+            if entry.origin != "Sandbox()":
+                raise ValueError(f"rootfs() replaces the whole root and must come before {entry.origin}")
+        origin = f".rootfs({_quoted(source)}{'' if readonly else ', readonly=False'})"
+        kept = [entry for entry in self._spec.entries if not isinstance(entry, compiler.System)]
+        return self._with(
+            entries=(Root(source, readonly, origin), *kept), cwd=None if self._spec.cwd == compiler.HOME else self._spec.cwd
+        )
+
+    def bind(
+        self,
+        source: StrOrBytesPath,
+        target: StrOrBytesPath | None = None,
+        *,
+        optional: bool = False,
+        exec: bool = True,
+        dev: bool = False,
+    ) -> Self:
+        """Make a file or directory of the host visible and writable; set-id bits never work.
+
+        Args:
+            source: Path of the host, made absolute now.
+            target: Path inside; the same as the source when left out.
+            optional: Skip it when the source does not exist.
+            exec: Programs on it can be executed.
+            dev: Device nodes on it work.
+        """
+        return self._bind("bind", source, target, optional, exec, dev, NONE)
+
+    def bind_readonly(
+        self,
+        source: StrOrBytesPath,
+        target: StrOrBytesPath | None = None,
+        *,
+        optional: bool = False,
+        exec: bool = True,
+        dev: bool = False,
+    ) -> Self:
+        """Make a file or directory of the host visible, read-only with whatever is mounted below it.
+
+        Args:
+            source: Path of the host, made absolute now.
+            target: Path inside; the same as the source when left out.
+            optional: Skip it when the source does not exist.
+            exec: Programs on it can be executed.
+            dev: Device nodes on it work.
+        """
+        return self._bind("bind_readonly", source, target, optional, exec, dev, MOUNT_ATTR_RDONLY)
+
+    def _bind(
+        self,
+        method: str,
+        source: StrOrBytesPath,
+        target: StrOrBytesPath | None,
+        optional: bool,
+        exec: bool,
+        dev: bool,
+        attributes: int,
+    ) -> Self:
+        path = _source(source)
+        where = _target(path if target is None else target)
+        attributes = MOUNT_ATTR_NOSUID | attributes
+        if not exec:
+            attributes = attributes | MOUNT_ATTR_NOEXEC
+        if not dev:
+            attributes = attributes | MOUNT_ATTR_NODEV
+        words = [_quoted(path)]
+        if where != path:
+            words.append(_quoted(where))
+        words += [f"{word}={value}" for word, value, usual in
+                  (("optional", optional, False), ("exec", exec, True), ("dev", dev, False)) if value != usual]  # fmt: skip
+        return self._add(
+            Bind(path, where, attributes, optional=optional, origin=f".{method}({', '.join(words)})")
+        )
+
+    def tmpfs(
+        self,
+        target: StrOrBytesPath,
+        *,
+        size: Size | None = None,
+        mode: int = 0o755,
+        inodes: int | None = None,
+        exec: bool = True,
+    ) -> Self:
+        """Mount an empty file system in memory, private to each run.
+
+        Args:
+            target: Path inside.
+            size: Most bytes that it takes; half of the memory when left out.
+            mode: Permissions of its root.
+            inodes: Most files.
+            exec: Programs on it can be executed.
+        """
+        where = _target(target)
+        limit = None if size is None else parse_size(size, "size")
+        if inodes is not None and (isinstance(inodes, bool) or not isinstance(inodes, int) or inodes < 1):
+            raise ValueError(f"inodes must be an int of at least 1, got {inodes!r}")
+        origin = f".tmpfs({_quoted(where)}{'' if limit is None else f', size={limit}'})"
+        return self._add(
+            compiler.tmpfs_entry(
+                where, mode=_mode(mode), size=limit, inodes=inodes, exec=exec, origin=origin
+            )
+        )
+
+    def proc(
+        self,
+        target: StrOrBytesPath = "/proc",
+        *,
+        hidepid: bool = False,
+        subset: Literal["pid"] | None = None,
+    ) -> Self:
+        """Mount a /proc of the sandbox's pid namespace.
+
+        Args:
+            target: Path inside.
+            hidepid: Processes of other users are invisible.
+            subset: "pid": nothing but the processes.
+        """
+        if subset not in {None, "pid"}:
+            raise ValueError(f'subset must be None or "pid", got {subset!r}')
+        where = _target(target)
+        return self._add(
+            compiler.proc_entry(where, hidepid=hidepid, subset=subset, origin=f".proc({_quoted(where)})")
+        )
+
+    def dev(
+        self,
+        target: StrOrBytesPath = "/dev",
+        *,
+        shm: Size | None = None,
+        nodes: Iterable[str] = DEVICE_NODES,
+    ) -> Self:
+        """Make a minimal /dev: nodes of the host, a devpts instance of its own, shm, the standard links.
+
+        Args:
+            target: Path inside.
+            shm: Most bytes that /dev/shm takes; half of the memory when left out.
+            nodes: Names of the nodes below the host's /dev.
+        """
+        where = _target(target)
+        if isinstance(nodes, str):
+            raise TypeError("nodes must be names, not one str")
+        names = tuple(nodes)
+        for name in names:
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name.split("/"):
+                raise ValueError(f"nodes must be names below /dev, got {name!r}")
+        size = None if shm is None else str(parse_size(shm, "shm"))
+        return self._add(Dev(where, size, names, f".dev({_quoted(where)})"))
+
+    def file(self, target: StrOrBytesPath, content: bytes | str, *, mode: int = 0o644) -> Self:
+        """Put a file inside.
+
+        Args:
+            target: Path inside.
+            content: What it holds; a str becomes UTF-8. At most 16 MiB.
+            mode: Permissions.
+        """
+        where = _target(target)
+        if isinstance(content, str):
+            content = content.encode()
+        elif not isinstance(content, bytes):
+            raise TypeError(f"content must be bytes or str, not {type(content).__name__}")
+        if len(content) > 16 << 20:
+            raise ValueError(f"content must have at most 16 MiB, got {len(content)} bytes; bind a file instead")
+        return self._add(File(where, content, _mode(mode), f".file({_quoted(where)})"))
+
+    def dir(self, target: StrOrBytesPath, *, mode: int = 0o755) -> Self:
+        """Make a directory inside, and those above it.
+
+        Args:
+            target: Path inside.
+            mode: Permissions.
+        """
+        where = _target(target)
+        return self._add(Dir(where, _mode(mode), f".dir({_quoted(where)})"))
+
+    def symlink(self, points_to: StrOrBytesPath, target: StrOrBytesPath) -> Self:
+        """Make a symbolic link inside; the order of os.symlink.
+
+        Args:
+            points_to: What it points to.
+            target: Path of the link.
+        """
+        text = os.fsdecode(points_to)
+        if not text or "\0" in text:
+            raise ValueError(f"points_to must be a path without NUL, got {points_to!r}")
+        where = _target(target)
+        return self._add(Symlink(text, where, f".symlink({_quoted(text)}, {_quoted(where)})"))
+
+    def mask(self, target: StrOrBytesPath) -> Self:
+        """Hide what is at a path: an empty directory over a directory, /dev/null over anything else."""
+        where = _target(target)
+        return self._add(Mask(where, f".mask({_quoted(where)})"))
+
+    def remount_readonly(self, target: StrOrBytesPath) -> Self:
+        """Make what is visible at a path read-only, with whatever is mounted below it."""
+        where = _target(target)
+        return self._add(Readonly(where, f".remount_readonly({_quoted(where)})"))
+
+    # ── identity, names, namespaces ──
+
+    def user(
+        self,
+        uid: int | None = None,
+        gid: int | None = None,
+        *,
+        host_root: bool = False,
+        groups: Literal["drop", "strict"] = "drop",
+    ) -> Self:
+        """Say who the payload is, as it sees itself.
+
+        Args:
+            uid: User id inside; the caller's own (root: 1000) when left out.
+            gid: Group id inside; the uid when only that is given.
+            host_root: Root's own id may be mapped: what it may do on the host's files, the payload may.
+            groups: "strict": an error where the kernel won't drop the caller's supplementary groups.
+        """
+        if groups not in {"drop", "strict"}:
+            raise ValueError(f'groups must be "drop" or "strict", got {groups!r}')
+        uid = _id(uid, "uid")
+        gid = _id(gid, "gid")
+        return self._with(
+            uid=uid,
+            gid=uid if gid is None else gid,
+            host_root=bool(host_root),
+            strict_groups=groups == "strict",
+        )
+
+    def hostname(self, name: str) -> Self:
+        """Set the host name: 1 to 64 bytes."""
+        name = _name(name, "name")
+        return self._with(hostname=name, hostname_origin=f".hostname({_quoted(name)})")
+
+    def domainname(self, name: str) -> Self:
+        """Set the NIS domain name: 1 to 64 bytes."""
+        return self._with(domainname=_name(name, "name"))
+
+    def share(self, *namespaces: Namespace) -> Self:
+        """Use the caller's namespaces instead of new ones."""
+        return self._with(new_namespaces=self._spec.new_namespaces - _namespaces(namespaces))
+
+    def unshare(self, *namespaces: Namespace) -> Self:
+        """Make new namespaces again; the default for all but "time"."""
+        return self._with(new_namespaces=self._spec.new_namespaces | _namespaces(namespaces))
+
+    def network(self, network: Network | Literal["none", "loopback", "host"], /) -> Self:
+        """Choose the network: "loopback" is the default, "none" has nothing up, "host" is the caller's."""
+        kind = network.kind if isinstance(network, Network) else network
+        if kind not in {"none", "loopback", "host"}:
+            raise ValueError(f'network must be "none", "loopback" or "host", got {network!r}')
+        new = self._spec.new_namespaces
+        return self._with(
+            new_namespaces=new - {"net"} if kind == "host" else new | {"net"}, loopback=kind != "none"
+        )
+
+    # ── what the payload starts with ──
+
+    def env(self, mapping: Mapping[str, str | None] = {}, /, **variables: str | None) -> Self:  # noqa: B006  # read only
+        """Set variables of the environment, as dict.update does; None unsets one."""
+        merged: dict[str, str] = dict(self._spec.env)
+        for name, value in {**mapping, **variables}.items():
+            if not isinstance(name, str) or not isinstance(value, str | None):
+                raise TypeError(f"env must map str to str or None, got {name!r}: {value!r}")
+            if not name or "=" in name or "\0" in name or (value is not None and "\0" in value):
+                raise ValueError(f"env: a name must not be empty, nothing may hold NUL, a name no '=', got {name!r}")
+            if value is None:
+                merged.pop(name, None)
+            else:
+                merged[name] = value
+        return self._with(env=tuple(merged.items()))
+
+    def inherit_env(self, *names: str) -> Self:
+        """Take variables over from the caller, with the values that they have now; all of them without a name."""
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"names must be str, not {type(name).__name__}")
+        chosen = names or tuple(os.environ)
+        return self.env({name: os.environ[name] for name in chosen if name in os.environ})
+
+    def cwd(self, path: StrOrBytesPath) -> Self:
+        """Start in a directory: an absolute path inside."""
+        where = _target(path, "path", root=True)
+        return self._with(cwd=where, cwd_origin=f".cwd({_quoted(where)})")
+
+    def umask(self, mask: int) -> Self:
+        """Set the umask: 0 to 0o777."""
+        if isinstance(mask, bool) or not isinstance(mask, int):
+            raise TypeError(f"mask must be an int, not {type(mask).__name__}")
+        if not 0 <= mask <= 0o777:
+            raise ValueError(f"mask must be between 0 and 0o777, got {mask:#o}")
+        return self._with(umask=mask)
+
+    # ── what will happen ──
+
+    def plan(self, args: Args) -> Plan:
+        """Return the system calls of a run, in order, before anything runs; `print` reads like strace.
+
+        Args:
+            args: The command.
+        """
+        who: Caller = caller(self._spec)
+        compiled = compile_plan(self._spec, who, Variant())
+        uid, gid = inside_ids(self._spec, who)
+        host = ("<fresh uid>", "<fresh uid>") if who.privileged else (str(who.uid), str(who.gid))
+        ids = (("uid_map", f"{uid} {host[0]} 1\n".encode()), ("gid_map", f"{gid} {host[1]} 1\n".encode()))
+        return replace(compiled.plan, command=replace(command_for(self._spec, args), values=ids))
+
+
+def _namespaces(names: tuple[str, ...]) -> set[str]:
+    for name in names:
+        if name not in NAMESPACES:
+            raise ValueError(f"a namespace is one of {', '.join(NAMESPACES)}, got {name!r}")
+    return set(names)

@@ -1,0 +1,453 @@
+"""From what the user said to a plan: identity, namespaces, root, privileges, payload, in the order of init.
+
+Pure but for the facts of the host that `sandbox.host` reads. A plan is compiled at the first launch of a `Sandbox`
+and kept; what changes from launch to launch is `Late` or a slot.
+"""
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from errno import ENOSYS, EPERM
+from struct import pack
+from typing import Final, Literal, TypeAlias
+
+from sandbox import host, kernel as k
+from sandbox.kernel import Flag
+from sandbox.plan import Command, Late, Plan, Program, Slot
+from sandbox.rootfs import (
+    DEVICE_NODES,
+    Entry,
+    Filesystem,
+    Layout,
+    Root,
+    Tree,
+    Writer,
+    dev,
+    mount_attributes,
+    sort,
+)
+
+Namespace: TypeAlias = Literal["user", "pid", "net", "ipc", "uts", "cgroup", "time"]
+NAMESPACES: Final[tuple[Namespace, ...]] = ("user", "pid", "net", "ipc", "uts", "cgroup", "time")
+NEW_BY_DEFAULT: Final = frozenset(NAMESPACES) - {"time"}
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+HOME: Final = "/tmp"
+
+_CHECK_IDS, _CHECK_GROUPS, _CHECK_CAPABILITIES, _CHECK_SECUREBITS, _CHECK_NO_NEW_PRIVS = (1, 2, 4, 8, 16)
+_CHECKS: Final = {
+    _CHECK_IDS: "ids",
+    _CHECK_GROUPS: "groups",
+    _CHECK_CAPABILITIES: "capabilities",
+    _CHECK_SECUREBITS: "securebits",
+    _CHECK_NO_NEW_PRIVS: "no_new_privs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """The default root's programs and configuration: /usr, its links, the public part of /etc."""
+
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dev:
+    """A minimal /dev."""
+
+    target: str = "/dev"
+    shm: str | None = None
+    nodes: tuple[str, ...] = DEVICE_NODES
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a `Sandbox` says; the value behind it."""
+
+    entries: tuple[Entry | System | Dev, ...] = ()
+    new_namespaces: frozenset[str] = NEW_BY_DEFAULT
+    loopback: bool = True
+    hostname: str | None = "sandbox"
+    hostname_origin: str = "Sandbox()"
+    domainname: str | None = None
+    uid: int | None = None
+    gid: int | None = None
+    host_root: bool = False
+    strict_groups: bool = False
+    env: tuple[tuple[str, str], ...] = (("PATH", PATH), ("HOME", HOME), ("LANG", "C.UTF-8"))
+    cwd: str | None = None
+    cwd_origin: str = ".cwd()"
+    umask: int = 0o022
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who launches.
+
+    Args:
+        uid: Effective user id.
+        gid: Effective group id.
+        privileged: Real root of its user namespace: it may map ids that are not its own.
+    """
+
+    uid: int
+    gid: int
+    privileged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What a launch option changes in the plan.
+
+    Args:
+        fds: Numbers inside beyond 0, 1 and 2, in the order of their slots.
+        hold: Wait for release() before the program is executed.
+        cwd: Instead of the sandbox's own.
+        cached_tree: Clone a tree that was built before.
+    """
+
+    fds: tuple[int, ...] = ()
+    hold: bool = False
+    cwd: str | None = None
+    cached_tree: bool = False
+
+
+@dataclass(slots=True)
+class Compiled:
+    """A plan, and what the launch must know beside it."""
+
+    plan: Plan
+    tree: Tree
+    tree_slot: Slot | None
+    fd_slots: dict[int, Slot] = field(default_factory=dict)
+    gaps: tuple[str, ...] = ()
+
+
+def inside_ids(spec: Spec, caller: Caller) -> tuple[int, int]:
+    """Return the payload's user and group id, as it sees them."""
+    uid = spec.uid if spec.uid is not None else 1000 if caller.privileged else caller.uid
+    gid = spec.gid if spec.gid is not None else 1000 if caller.privileged else caller.gid
+    return uid, gid
+
+
+def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
+    """Yield the entries with the host's facts filled in."""
+    has_root = any(isinstance(entry, Root) for entry in spec.entries)
+    uid, gid = inside_ids(spec, caller)
+    # What follows the default's entries may replace the generated files.
+    for entry in spec.entries:
+        if isinstance(entry, System):
+            if has_root:
+                continue
+            yield from host.system(entry.origin)
+            yield from host.accounts(uid, gid, HOME, entry.origin)
+            yield from host.names(
+                spec.hostname or "localhost",
+                host_network="net" not in spec.new_namespaces,
+                origin=entry.origin,
+            )
+        elif isinstance(entry, Dev):
+            yield from dev(
+                entry.target,
+                shm=entry.shm,
+                nodes=entry.nodes,
+                present={},
+                origin=entry.origin,
+                own=not has_root,
+            )
+        else:
+            yield entry
+
+
+class _Compiler:
+    def __init__(self, spec: Spec, caller: Caller, variant: Variant) -> None:
+        self.spec = spec
+        self.caller = caller
+        self.variant = variant
+        self.program = Program()
+        self.layout: Layout = sort(entries_of(spec, caller))
+        self.uid, self.gid = inside_ids(spec, caller)
+        self.new_user = "user" in spec.new_namespaces
+        self.tree_slot: Slot | None = None
+        self.fd_slots: dict[int, Slot] = {}
+
+    def compile(self) -> Compiled:
+        # Stage 1 opens the sources of binds, for root, while PID 1's steps are written: so its own end comes last.
+        self._stage_begin()
+        self.program.segment = "init"
+        self._init()
+        self.program.segment = "stage"
+        self._stage_end()
+        self.program.segment = "payload"
+        self._payload()
+        plan = self.program.plan(Command())
+        gaps = ()
+        if not self.caller.privileged:
+            gaps = ("supplementary groups of the caller are kept: an unprivileged caller cannot drop them",)
+        return Compiled(plan, self.layout.tree, self.tree_slot, self.fd_slots, gaps)
+
+    # ── stage 1 ──
+
+    def _stage_begin(self) -> None:
+        if not self.new_user:
+            return
+        program = self.program
+        program.segment, program.origin = "stage", "user namespace"
+        flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+        self.proc = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc")
+        # Id maps are written to a real procfs or not at all.
+        status = program.data(bytes(120), "status")
+        program.call("fstatfs", self.proc, status)
+        program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
+
+    def _stage_end(self) -> None:
+        program = self.program
+        program.origin = "namespaces"
+        flags = k.CLONE_NEWNS
+        for name in ("user", "pid", "net", "ipc", "uts", "cgroup"):
+            if name in self.spec.new_namespaces:
+                flags = flags | k.NAMESPACE_FLAGS[name]
+        init = program.call("clone", flags, -1, name="init")
+        if self.new_user:
+            program.origin = "user namespace"
+            if not self.caller.privileged:
+                program.call("write_proc", self.proc, init, "setgroups", "deny\n", 5)
+            for name in ("uid_map", "gid_map"):
+                program.call(
+                    "write_proc", self.proc, init, name, Late(name, pointer=True), Late(name + ".size")
+                )
+        program.origin = "namespaces"
+        program.call("announce")
+        program.call("release")
+
+    # ── PID 1 ──
+
+    def _init(self) -> None:
+        program, spec = self.program, self.spec
+        program.origin = "namespaces"
+        program.call("await_release")
+        if self.caller.privileged:
+            program.origin = "user"
+            program.call("prctl", k.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            program.call("setgroups", 0, 0)
+            uid: int | Late = self.uid if self.new_user else Late("host_uid")
+            gid: int | Late = self.gid if self.new_user else Late("host_gid")
+            program.call("setresgid", gid, gid, gid)
+            program.call("setresuid", uid, uid, uid)
+        program.origin = "PID 1"
+        program.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0)
+        if not self.new_user:
+            # In a new user namespace the copied mounts are slaves already, and nothing of ours gets out.
+            program.origin = "root"
+            private = mount_attributes(program, k.NONE, private=True)
+            program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
+        self._root()
+        self._names()
+        self._privileges()
+        program.origin = "payload"
+        program.call("check_lifeline")
+        program.call("fork_payload", 0)
+
+    def _root(self) -> None:
+        program = self.program
+        writer = Writer(program, "stage" if self.caller.privileged else "init")
+        if self.layout.root is not None:
+            root = writer.rootfs(self.layout.root)
+        elif self.variant.cached_tree:
+            program.origin = "root"
+            self.tree_slot = program.slot("tree")
+            clone = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH | k.AT_RECURSIVE
+            root = program.call("open_tree", self.tree_slot, "", clone, name="root")
+            program.call("move_mount", root, "", k.AT_FDCWD, "/", k.MOVE_MOUNT_F_EMPTY_PATH)
+        else:
+            root = writer.tree(self.layout.tree, attach=True)
+        writer.mounted(self.layout, root)
+        program.origin = "root"
+        program.call("fchdir", root)
+        # The old root ends up on top of the new one, and goes.
+        program.call("pivot_root", ".", ".")
+        program.call("umount2", ".", k.MNT_DETACH)
+        program.call("chdir", "/")
+
+    def _names(self) -> None:
+        program, spec = self.program, self.spec
+        if "uts" in spec.new_namespaces:
+            program.origin = spec.hostname_origin
+            if spec.hostname is not None:
+                program.call("sethostname", spec.hostname, len(spec.hostname.encode()))
+            if spec.domainname is not None:
+                program.origin = f".domainname({spec.domainname!r})".replace("'", '"')
+                program.call("setdomainname", spec.domainname, len(spec.domainname.encode()))
+        if "net" in spec.new_namespaces and spec.loopback:
+            program.origin = "network"
+            fd = program.call("socket", k.AF_INET, k.SOCK_DGRAM_CLOEXEC, 0, name="socket")
+            request = program.data(pack("<16sH22x", b"lo", 0x41), '{"lo", IFF_UP|IFF_RUNNING}')
+            program.call("ioctl", fd, k.SIOCSIFFLAGS, request)
+
+    def _privileges(self) -> None:
+        program = self.program
+        program.origin = "capabilities"
+        program.call("drop_bounding_set", 0)
+        program.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+        program.call("prctl", k.PR_SET_SECUREBITS, k.SECUREBITS_LOCKED, 0, 0, 0)
+        program.call("prctl", k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        header = program.data(pack("<2I", 0x20080522, 0), "{_LINUX_CAPABILITY_VERSION_3, 0}")
+        program.call("capset", header, program.data(bytes(24), "{effective=0, permitted=0, inheritable=0}"))
+
+    # ── payload ──
+
+    def _payload(self) -> None:
+        program, spec = self.program, self.spec
+        program.origin = "session"
+        program.call("setsid")
+        # No key of the caller's; where keyctl is not to be had, no program inside has it either.
+        program.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, 0, tolerate=(ENOSYS, EPERM))
+        program.origin = "limits"
+        # 1, not 0: a core pattern that is a pipe ignores 0, and would run the host's handler.
+        core = program.data(pack("<2Q", 1, 1), "{1, 1}")
+        program.call("prlimit64", 0, k.RLIMIT_CORE, core, 0)
+        program.origin = "payload"
+        program.call("umask", Flag(spec.umask, oct(spec.umask)))
+        cwd = self.variant.cwd if self.variant.cwd is not None else spec.cwd
+        if cwd is not None and cwd != "/":
+            program.origin = spec.cwd_origin if self.variant.cwd is None else f'cwd="{cwd}"'
+            resolve = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS
+            flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+            how = program.data(pack("<3Q", flags, 0, resolve), f"{{flags={flags!r}, resolve={resolve!r}}}")
+            fd = program.call("openat2", k.AT_FDCWD, cwd, how, 24, name="cwd", retry=100)
+            program.call("fchdir", fd)
+        program.origin = "descriptors"
+        numbers = {0: 3, 1: 4, 2: 5}
+        for number in self.variant.fds:
+            slot = self.fd_slots[number] = program.slot(f"fd {number}")
+            numbers[number] = slot.index
+        pairs = b"".join(pack("<2I", number, slot) for number, slot in numbers.items())
+        program.call("place_fds", program.data(pairs, f"{{{', '.join(map(str, numbers))}}}"), len(numbers))
+        self._verify()
+        program.origin = "payload"
+        if self.variant.hold:
+            program.call("hold")
+        # Filters come here: the call after them is execve, and no other.
+        program.call("rt_sigprocmask", k.SIG_SETMASK, program.data(bytes(8), "[]"), 0, 8)
+        program.call(
+            "execve",
+            Late("candidates", pointer=True),
+            Late("candidate_count"),
+            Late("argv", pointer=True),
+            Late("envp", pointer=True),
+        )
+
+    def _verify(self) -> None:
+        program = self.program
+        program.origin = "self-check"
+        mask = _CHECK_CAPABILITIES | _CHECK_SECUREBITS | _CHECK_NO_NEW_PRIVS
+        if self.new_user:
+            mask |= _CHECK_IDS
+        if self.caller.privileged:
+            mask |= _CHECK_GROUPS
+        expected = pack("<8I5Q800x", self.uid, self.gid, k.SECUREBITS_LOCKED, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        show = (
+            f"{{uid={self.uid}, gid={self.gid}, capabilities=none, securebits=locked, no_new_privs=1"
+            + (", groups=none}" if mask & _CHECK_GROUPS else "}")
+        )
+        text = "|".join(name for bit, name in _CHECKS.items() if mask & bit)
+        program.call("verify", program.data(expected, show), Flag(mask, text))
+
+
+def compile_plan(spec: Spec, caller: Caller, variant: Variant) -> Compiled:
+    """Compile a sandbox for a caller.
+
+    Raises:
+        ValueError: The entries contradict each other.
+    """
+    return _Compiler(spec, caller, variant).compile()
+
+
+def compile_tree(tree: Tree, caller: Caller) -> Plan:
+    """Compile the plan that builds a tree once and sends it; its payload segment is empty."""
+    program = Program()
+    program.origin = "cached tree"
+    program.segment = "stage"
+    flags: Flag = k.CLONE_NEWNS
+    if not caller.privileged:
+        proc = program.call(
+            "openat", k.AT_FDCWD, "/proc", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, name="proc"
+        )
+        flags = flags | k.CLONE_NEWUSER
+    init = program.call("clone", flags, -1, name="init")
+    if not caller.privileged:
+        program.call("write_proc", proc, init, "setgroups", "deny\n", 5)
+        for name in ("uid_map", "gid_map"):
+            program.call("write_proc", proc, init, name, Late(name, pointer=True), Late(name + ".size"))
+    program.call("announce")
+    program.call("release")
+    program.segment = "init"
+    program.call("await_release")
+    private = mount_attributes(program, k.NONE, private=True)
+    program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
+    root = Writer(program, "init").tree(tree, attach=False)
+    program.origin = "cached tree"
+    # Linux 6.15 and newer clone a detached tree; where that fails, the tree is built for each launch.
+    program.call(
+        "open_tree", root, "", k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH | k.AT_RECURSIVE
+    )
+    program.call("send_fd", root, 0)
+    program.call("end")
+    return program.plan(Command())
+
+
+def default_entries(*, empty: bool) -> tuple[Entry | System | Dev, ...]:
+    """Return what `Sandbox()` has in its root, or `Sandbox.empty()`."""
+    if empty:
+        return ()
+    origin = "Sandbox()"
+    return (
+        System(origin),
+        proc_entry("/proc", origin=origin),
+        Dev(origin=origin),
+        tmpfs_entry("/tmp", mode=0o1777, origin=origin),
+    )
+
+
+def proc_entry(
+    target: str, *, hidepid: bool = False, subset: str | None = None, origin: str = ""
+) -> Filesystem:
+    """Return a new /proc."""
+    options: list[tuple[str, str | None]] = []
+    if hidepid:
+        options.append(("hidepid", "invisible"))
+    if subset is not None:
+        options.append(("subset", subset))
+    attributes = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
+    return Filesystem("proc", target, tuple(options), attributes, strict_target=True, origin=origin)
+
+
+def tmpfs_entry(
+    target: str,
+    *,
+    mode: int,
+    size: int | None = None,
+    inodes: int | None = None,
+    exec: bool = True,
+    origin: str = "",
+) -> Filesystem:
+    """Return a new tmpfs; size in bytes."""
+    options: list[tuple[str, str | None]] = [("mode", f"{mode:04o}")]
+    if size is not None:
+        options.append(("size", str(size)))
+    if inodes is not None:
+        options.append(("nr_inodes", str(inodes)))
+    attributes = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
+    if not exec:
+        attributes = attributes | k.MOUNT_ATTR_NOEXEC
+    return Filesystem("tmpfs", target, tuple(options), attributes, origin=origin)
+
+
+def environment_of(spec: Spec) -> Mapping[str, str]:
+    """Return the variables of the sandbox."""
+    return dict(spec.env)
+
+
+def normal(path: str) -> str:
+    """Return a path inside in one spelling: absolute, without doubled or trailing slashes."""
+    return posixpath.normpath("/" + path.lstrip("/"))

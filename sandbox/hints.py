@@ -1,0 +1,141 @@
+"""Why a step most likely failed, and what to do: one sentence for the cases that people meet."""
+
+import errno as e
+import os
+import shutil
+
+
+def _sysctl(name: str) -> str | None:
+    try:
+        with open(f"/proc/sys/{name}") as stream:
+            return stream.read().strip()
+    except OSError:
+        return None
+
+
+def _no_user_namespaces() -> str:
+    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "AppArmor restricts user namespaces to programs with a profile"
+            " (kernel.apparmor_restrict_unprivileged_userns is 1); give this program one, or run as root"
+        )
+    if _sysctl("kernel/unprivileged_userns_clone") == "0":
+        return "user namespaces are off for unprivileged users (kernel.unprivileged_userns_clone is 0)"
+    if _sysctl("user/max_user_namespaces") == "0":
+        return "user namespaces are off (user.max_user_namespaces is 0)"
+    if os.geteuid() != 0 and _in_chroot():
+        return "the caller runs in a chroot, where the kernel refuses new user namespaces"
+    return "a seccomp filter or a security module of the caller refuses new namespaces, as in a Docker container"
+
+
+def _in_chroot() -> bool:
+    try:
+        with open("/proc/self/mountinfo") as stream:
+            return not any(line.split()[4] == "/" for line in stream)
+    except OSError:
+        return False
+
+
+def _clone(number: int) -> str | None:
+    if number in {e.EPERM, e.EACCES}:
+        return _no_user_namespaces()
+    if number in {e.ENOSPC, e.EUSERS}:
+        return (
+            "a limit on namespaces is reached: user.max_*_namespaces, or 32 nested levels of user or pid namespaces"
+        )
+    if number == e.EAGAIN:
+        return "the limit on processes is reached: RLIMIT_NPROC, kernel.pid_max or pids.max of the control group"
+    if number == e.EINVAL:
+        return "the kernel was built without one of these namespaces"
+    return None
+
+
+def _execve(program: str, path: str, number: int) -> str | None:
+    if number == e.ENOENT:
+        if "/" not in program:
+            found = shutil.which(program)
+            where = f"no directory of the sandbox's PATH ({path}) has it"
+        else:
+            found = program if os.path.exists(program) else None
+            where = "there is no such file inside, or the interpreter of its first line is missing"
+        if found is not None:
+            folder = os.path.dirname(os.path.realpath(found)) or "/"
+            return f'{where}; the host has {found}: make it visible with .bind_readonly("{folder}")'
+        return where
+    if number == e.EACCES:
+        return "it is no executable file, or lies on a mount without exec, or its user may not run it"
+    if number == e.ENOEXEC:
+        return "it is neither a binary for this machine nor a script that starts with #!"
+    if number == e.E2BIG:
+        return "arguments and environment are too long together, or one of them is over 128 KiB"
+    if number == e.ETXTBSY:
+        return "somebody has the program open for writing"
+    return None
+
+
+_BY_CALL: dict[tuple[str, int], str] = {
+    ("open_tree", e.ENOENT): (
+        "the source of a bind mount must exist on the host; pass optional=True to skip it when it is missing"
+    ),
+    ("open_tree", e.ENOTDIR): "a part of the path is a file, not a directory",
+    ("open_tree", e.EACCES): "the caller may not search a directory on the way to the source",
+    ("open_tree", e.ELOOP): "too many symbolic links on the way to the source",
+    ("open_tree", e.ENAMETOOLONG): "the path is longer than 4095 bytes, or a part of it than 255",
+    ("move_mount", e.ENOENT): (
+        "the mount point must exist: below a bind nothing is ever created, because that would be on the host"
+    ),
+    ("move_mount", e.ENOTDIR): "a directory can be mounted on a directory only, and a file on a file",
+    ("move_mount", e.EINVAL): "a directory can be mounted on a directory only, and a file on a file",
+    ("openat2", e.ENOENT): (
+        "the path must exist inside: below a bind or in a root file system nothing is created for mounts,"
+        " because that would be on the host"
+    ),
+    ("openat2", e.ELOOP): "a symbolic link stands there, where only a real directory is accepted, or a magic link",
+    ("openat2", e.ENOTDIR): "a part of the path is a file, not a directory",
+    ("openat2", e.EXDEV): "a link on the way leads out of the root",
+    ("openat", e.EROFS): "the target lies on a read-only mount; write to a tmpfs or a bind instead",
+    ("mkdirat", e.EROFS): "the target lies on a read-only mount; make it before the bind, or use a tmpfs",
+    ("symlinkat", e.EEXIST): "something with that name is there already",
+    ("write_proc", e.EPERM): (
+        "the id map was refused: an unprivileged caller can map its own id only, and a security module may"
+        " forbid even that"
+    ),
+    ("sethostname", e.EPERM): "the host name belongs to the caller's uts namespace, which is shared",
+    ("setgroups", e.EPERM): "the groups cannot be dropped in this user namespace",
+    ("keyctl", e.EDQUOT): "the caller's quota of kernel keys is used up (kernel.keys.maxkeys)",
+    ("fstatfs", e.ENOSYS): "the kernel is too old",
+    ("check_lifeline", e.EPIPE): "the process that launched ended meanwhile",
+    ("await_release", e.EPIPE): "stage 1 was killed from outside before it had written the id maps",
+}
+
+
+def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "") -> str | None:
+    """Return the hint for a failed step, or None.
+
+    Args:
+        call: Name of the system call or operation; "execve" and "launch" have arguments of their own.
+        args: Its arguments; of execve: program and the sandbox's PATH.
+        number: The errno.
+        origin: The builder call that asked for it.
+    """
+    if call == "clone":
+        return _clone(number)
+    if call == "execve":
+        return _execve(str(args[0]), str(args[1]), number)
+    if call in {"fsmount", "fsconfig", "fsopen"} and number == e.EPERM and "proc" in origin:
+        return (
+            "the kernel mounts a new /proc only where the caller's own is wholly visible; in a container with"
+            " masked paths (Docker: --security-opt systempaths=unconfined) it is not"
+        )
+    if number in {e.EPERM, e.EACCES} and call in {"fsmount", "fsconfig", "fsopen", "mount_setattr", "pivot_root"}:
+        if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+            return _no_user_namespaces()
+    if number == e.ENOSPC and call in {"move_mount", "open_tree", "fsmount"}:
+        return "the limit on mounts of one namespace is reached (fs.mount-max)"
+    if number == e.ENOSYS:
+        return f"the kernel, or a seccomp filter of the caller, does not offer {call}; Linux 5.12 is the least"
+    if number in {e.EMFILE, e.ENFILE}:
+        return "the limit on open descriptors is reached (RLIMIT_NOFILE, fs.file-max)"
+    if number == e.ENOMEM:
+        return "no memory left for the kernel, or for the control group of the caller"
+    return _BY_CALL.get((call, number))

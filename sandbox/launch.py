@@ -1,0 +1,411 @@
+"""From a plan to a running process.
+
+Nothing of Python runs between clone and exec: `launch_spawn` (csrc/native/launch.c) clones, the child executes init
+at once, and everything after that is said through the control channel. Descriptors that are kept between launches
+(init's program, the pidfd of this process, cached trees) are checked before each use, because callers close
+descriptors that they do not know, and fork.
+"""
+
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from sandbox._native import ffi, lib
+from sandbox.errors import SetupError
+from sandbox.hints import hint_for
+from sandbox.plan import SLOTS, SLOTS_OFFSET, Command, Plan, Template
+from sandbox.process import (
+    R_FAILED,
+    R_FD,
+    R_HELD,
+    R_INIT,
+    R_STARTED,
+    RECORD_SIZE,
+    Enforced,
+    Process,
+    Record,
+    close_all,
+    parse_identity,
+    parse_record,
+)
+
+_INIT_PATH = os.path.join(os.path.dirname(__file__), "init")
+_STALL_CHECK = 1.0  # seconds of silence after which a set-up is looked at: has somebody stopped it?
+
+
+def _error(call: str) -> OSError:
+    number = ffi.errno
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A descriptor kept between launches, with what tells it from a stranger that took its number."""
+
+    fd: int
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, fd: int) -> "_Kept":
+        status = os.fstat(fd)
+        return cls(fd, status.st_dev, status.st_ino)
+
+    def valid(self) -> bool:
+        try:
+            status = os.fstat(self.fd)
+        except OSError:
+            return False
+        return (status.st_ino, status.st_dev) == (self.inode, self.device)
+
+
+class _InitProgram:
+    """The program of PID 1: a sealed memfd where that can be executed, else the installed file."""
+
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
+        self._only_file = False
+
+    def fd(self) -> int:
+        if self._only_file:
+            return -1
+        kept = self._kept
+        if kept is None or not kept.valid():
+            with open(_INIT_PATH, "rb") as stream:
+                program = stream.read()
+            fd = lib.launch_memfd(b"sandbox-init", program, len(program), 0, ffi.NULL, 0, 1)
+            if fd < 0:
+                raise _error("memfd_create")
+            kept = self._kept = _Kept.of(fd)
+        return kept.fd
+
+    def refused(self, number: int) -> bool:
+        """Say whether to try again with the file: vm.memfd_noexec is 2, or a security module wants a path."""
+        if self._only_file or number not in {errno.EACCES, errno.EPERM}:
+            return False
+        self._only_file = True
+        return True
+
+
+_init_program = _InitProgram()
+_init_path = os.fsencode(_INIT_PATH)
+_lifeline: tuple[int, _Kept] | None = None
+
+
+def _own_pidfd() -> int:
+    """Return a pidfd of this very process: PID 1 ends when it does. After a fork it is another process."""
+    global _lifeline
+    pid = os.getpid()
+    if _lifeline is not None and _lifeline[0] == pid and _lifeline[1].valid():
+        return _lifeline[1].fd
+    fd: int = lib.launch_pidfd_self()
+    if fd < 0:
+        raise _error("pidfd_open")
+    if _lifeline is not None and _lifeline[0] != pid and _lifeline[1].valid():
+        os.close(_lifeline[1].fd)
+    _lifeline = pid, _Kept.of(fd)
+    return fd
+
+
+class ControlChannel:
+    """The caller's end of the control channel."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._fd
+
+    def receive(self, *, wait: bool) -> Record | None:
+        """Return the next record; None at the end of file.
+
+        Raises:
+            BlockingIOError: There is none, and `wait` is false.
+        """
+        buffer = ffi.new("char[]", RECORD_SIZE)
+        fds = ffi.new("int[]", lib.LAUNCH_MAX_SLOTS)
+        count = ffi.new("int *")
+        flags = 0 if wait else 0x40  # MSG_DONTWAIT
+        while (size := lib.launch_receive(self._fd, buffer, fds, count, flags)) < 0:
+            number = ffi.errno
+            if number == errno.ECONNRESET:
+                return None
+            if number != errno.EINTR:
+                raise OSError(number, f"recvmsg: {os.strerror(number)}")
+        received = tuple(fds[i] for i in range(count[0]))
+        if size == 0:
+            return None
+        return parse_record(bytes(ffi.buffer(buffer, size)), received)
+
+    def send(self, record: bytes) -> None:
+        """Send a request; that nobody is there any more is told by the end of file."""
+        if lib.launch_send(self._fd, record, ffi.NULL, 0) < 0 and ffi.errno not in {
+            errno.EPIPE,
+            errno.ECONNRESET,
+        }:
+            raise _error("sendmsg")
+
+    def close(self) -> None:
+        """Close it; init then ends the sandbox."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _socketpair() -> tuple[int, int]:
+    pair = ffi.new("int[2]")
+    if lib.launch_socketpair(pair) < 0:
+        raise _error("socketpair")
+    return pair[0], pair[1]
+
+
+def claim(name: str) -> int | None:
+    """Hold a name on this host for as long as the returned descriptor lives; None when somebody has it."""
+    raw = name.encode()
+    fd: int = lib.launch_claim(raw, len(raw))
+    if fd >= 0:
+        return fd
+    if ffi.errno == errno.EADDRINUSE:
+        return None
+    raise _error("bind")
+
+
+def _spawn(image: bytearray, slots: Sequence[int]) -> tuple[int, int]:
+    pidfd = ffi.new("int *")
+    numbers = ffi.new("int[]", slots)
+    data = ffi.from_buffer(image)
+    while True:
+        fd = _init_program.fd()
+        pid = lib.launch_spawn(fd, _init_path, data, len(image), SLOTS_OFFSET, numbers, len(slots), pidfd)
+        if pid >= 0:
+            return pid, pidfd[0]
+        number = ffi.errno
+        if not _init_program.refused(number):
+            raise SetupError(
+                number,
+                call="execveat(init)" if fd >= 0 else f'execve("{_INIT_PATH}")',
+                origin="launch",
+                hint=hint_for("launch", (), number),
+            )
+
+
+class Setup:
+    """One launch under way: takes records until the payload runs or something has failed.
+
+    Not waiting for anything by itself, it serves the blocking launch and the asyncio one alike.
+    """
+
+    def __init__(self, template: Template, command: Command, slots: Mapping[int, int]) -> None:
+        self._template = template
+        self._command = command
+        self.init_pid = self.init_pidfd = self.payload_pidfd = -1
+        self.identity = b""
+        self.fds: list[int] = []
+        numbers = [-1] * template.slots
+        for index, fd in slots.items():
+            numbers[index] = fd
+        ours, theirs = _socketpair()
+        self.control = ControlChannel(ours)
+        try:
+            numbers[0] = theirs
+            numbers[1] = _own_pidfd()
+            self.stage_pid, self._stage_pidfd = _spawn(template.image(command), numbers)
+        except BaseException:
+            self.control.close()
+            raise
+        finally:
+            os.close(theirs)
+
+    def take(self, record: Record | None) -> bool:
+        """Take one record; True when the payload has started (or the plan only built something).
+
+        Raises:
+            SetupError: A step failed; nothing is left.
+        """
+        if record is None:
+            if self._template.builds and self.fds:
+                return True
+            raise self._died()
+        if record.type == R_INIT and record.fds:
+            self.init_pid, self.init_pidfd = record.value, record.fds[0]
+        elif record.type in {R_STARTED, R_HELD} and record.fds:
+            self.identity = record.body
+            self.payload_pidfd = record.fds[0]
+            return True
+        elif record.type == R_FD:
+            self.fds += record.fds
+        elif record.type == R_FAILED:
+            close_all(record.fds)
+            raise self._failed(record)
+        return False
+
+    def stalled(self) -> SetupError | None:
+        """Look whether somebody stopped the set-up, after a time without a word."""
+        for pidfd in (self._stage_pidfd, self.init_pidfd):
+            if pidfd < 0:
+                continue
+            try:
+                info = os.waitid(os.P_PIDFD, pidfd, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                continue
+            if info is not None:
+                return SetupError(
+                    errno.ECANCELED,
+                    call="set-up",
+                    origin="launch",
+                    hint="a process of the set-up was stopped by a signal from outside of the sandbox",
+                )
+        return None
+
+    def _failed(self, record: Record) -> SetupError:
+        plan = self._template.plan
+        steps = plan.steps
+        text = record.body.split(b"\0", 1)[0].decode("utf-8", "replace")
+        if not 0 <= record.step < len(steps):
+            status = os.waitstatus_to_exitcode(record.value) if record.step == -1 else 0
+            return SetupError(
+                record.error,
+                call="set-up of the payload",
+                origin="launch",
+                hint=f"its process was ended by signal {-status} before its program was executed"
+                if status < 0
+                else None,
+            )
+        step = steps[record.step]
+        command = self._command
+        if step.call == "execve" and command.argv:
+            path = dict(v.split(b"=", 1) for v in command.env if b"=" in v).get(b"PATH", b"")
+            call = f"execve({os.fsdecode(command.argv[0])!r})".replace("'", '"')
+            hint = hint_for("execve", (os.fsdecode(command.argv[0]), os.fsdecode(path)), record.error)
+            filename: str | None = os.fsdecode(command.argv[0])
+        else:
+            call, hint = str(step), hint_for(step.call, step.args, record.error, step.origin)
+            filename = next((a for a in step.args if type(a) is str and a.startswith("/")), None)
+        if text:
+            hint = f"{text}\n        {hint}" if hint else text
+        return SetupError(
+            record.error,
+            step=step.number,
+            steps=len(steps),
+            call=call,
+            origin=step.origin,
+            hint=hint,
+            filename=filename,
+        )
+
+    def _died(self) -> SetupError:
+        return SetupError(
+            errno.ECHILD,
+            call="set-up",
+            origin="launch",
+            hint="a process of the set-up ended without a word: killed from outside, or out of memory",
+        )
+
+    def reap_stage(self) -> None:
+        """Reap stage 1, which has ended or is about to."""
+        if self._stage_pidfd >= 0:
+            try:
+                os.waitid(os.P_PIDFD, self._stage_pidfd, os.WEXITED)
+            except ChildProcessError:
+                pass  # SIGCHLD is ignored, or the caller waits for any child
+            os.close(self._stage_pidfd)
+            self._stage_pidfd = -1
+
+    def abort(self) -> None:
+        """End whatever was started, and reap it all."""
+        self.control.close()
+        for pidfd in (self._stage_pidfd, self.init_pidfd):
+            if pidfd >= 0:
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self.reap_stage()
+        if self.init_pidfd >= 0:
+            try:
+                os.waitid(os.P_PIDFD, self.init_pidfd, os.WEXITED)
+            except ChildProcessError:
+                pass  # as above
+            os.close(self.init_pidfd)
+        else:
+            self._reap_group()
+        if self.payload_pidfd >= 0:
+            os.close(self.payload_pidfd)
+        close_all(self.fds)
+        self.init_pidfd = self.payload_pidfd = -1
+        self.fds = []
+
+    def _reap_group(self) -> None:
+        """Reap a PID 1 that stage 1 did not live to announce: it is in the process group of stage 1."""
+        while True:
+            try:
+                os.waitid(os.P_PGID, self.stage_pid, os.WEXITED)
+            except ChildProcessError:
+                return
+
+
+def _run_setup(setup: Setup) -> None:
+    """Take records, blocking, until the setup is complete."""
+    poller = select.poll()
+    poller.register(setup.control.fileno(), select.POLLIN)
+    while True:
+        if not poller.poll(_STALL_CHECK * 1000):
+            stalled = setup.stalled()
+            if stalled is not None:
+                raise stalled
+            continue
+        if setup.take(setup.control.receive(wait=True)):
+            return
+
+
+def start(
+    template: Template,
+    command: Command,
+    args: Any,
+    slots: Mapping[int, int],
+    gaps: tuple[str, ...] = (),
+) -> Process[Any]:
+    """Launch a plan; return when its program has been executed.
+
+    Args:
+        template: The plan, encoded.
+        command: What differs from launch to launch.
+        args: The command as the caller gave it.
+        slots: Descriptors by slot; they stay the caller's.
+        gaps: What the layers cannot cover here.
+
+    Raises:
+        SetupError: A step failed; the payload has not run and nothing is left behind.
+    """
+    setup = Setup(template, command, slots)
+    try:
+        _run_setup(setup)
+        setup.reap_stage()
+        enforced = parse_identity(setup.identity, gaps)
+    except BaseException:
+        setup.abort()
+        raise
+    return Process(
+        args, setup.control, setup.init_pid, setup.init_pidfd, setup.payload_pidfd, enforced
+    )
+
+
+def build(template: Template, command: Command) -> list[int]:
+    """Run a plan that makes descriptors and no payload; return them.
+
+    Raises:
+        SetupError: A step failed.
+    """
+    setup = Setup(template, command, {})
+    try:
+        _run_setup(setup)
+        fds, setup.fds = setup.fds, []
+    finally:
+        setup.abort()
+    return fds

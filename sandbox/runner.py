@@ -1,0 +1,475 @@
+"""`Runner`: what can run a command, with the words of subprocess; and the launch of a compiled sandbox."""
+
+import errno
+import os
+import random
+import sys
+from collections.abc import Iterable, Mapping
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, overload
+
+from sandbox import host, launch
+from sandbox.compiler import Caller, Compiled, Spec, Variant, compile_plan, compile_tree, inside_ids
+from sandbox.errors import SetupError, UnsupportedError
+from sandbox.plan import Command, Plan, Template, candidates, environment
+from sandbox.process import DEVNULL, PIPE, STDOUT, Args, Process, Result, StrOrBytesPath, decoder, finish
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from sandbox.rootfs import Tree
+
+
+class HasFileno(Protocol):
+    """Anything that stands for a descriptor."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        ...
+
+
+Fd = int | HasFileno
+Stream = int | HasFileno | IO[Any] | None
+
+
+class LaunchOptions(TypedDict, total=False):
+    """What every launch takes; public, so that wrappers can be typed."""
+
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    env: Mapping[str, str]
+    cwd: StrOrBytesPath
+    executable: StrOrBytesPath
+    pass_fds: Iterable[int]
+    fds: Mapping[int, Fd]
+
+
+class RunOptions(LaunchOptions, total=False):
+    """What `run` takes besides input and text."""
+
+    capture_output: bool
+    check: bool
+    timeout: float | None
+
+
+# Numbers that nobody hands out to people or containers: systemd's documentation lists them as unused.
+_HOST_IDS: Final = range(1_879_048_192, 2_147_483_647)
+_MAX_VARIANTS: Final = 16
+_MAX_TREES: Final = 8
+
+
+def caller(spec: Spec) -> Caller:
+    """Return who launches.
+
+    Raises:
+        UnsupportedError: Root without the capabilities of root, who would map host uid 0.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if uid != 0:
+        return Caller(uid, gid, privileged=False)
+    from sandbox.primitives.capabilities import Capability, capget
+
+    needed = Capability.SETUID.mask | Capability.SETGID.mask | Capability.SYS_ADMIN.mask
+    if needed & ~capget().effective:
+        if spec.host_root:
+            return Caller(uid, gid, privileged=False)
+        raise UnsupportedError(
+            "a sandbox launched by uid 0 without root's capabilities",
+            needed="CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, to give the sandbox another host uid than 0",
+            found="uid 0 without them",
+            fix="run as another user, or say user(host_root=True)",
+            errno=errno.EPERM,
+        )
+    return Caller(uid, gid, privileged=True)
+
+
+def command_for(
+    spec: Spec,
+    args: Args,
+    env: Mapping[str, str] | None = None,
+    executable: StrOrBytesPath | None = None,
+) -> Command:
+    """Encode a command.
+
+    Raises:
+        TypeError: args is one string, or holds what is no path.
+        ValueError: args is empty, or something holds a NUL byte.
+    """
+    if isinstance(args, str | bytes | os.PathLike):
+        raise TypeError(f"args must be a sequence of words, not one {type(args).__name__}: there is no shell")
+    argv = tuple(os.fsencode(word) for word in args)
+    if not argv:
+        raise ValueError("args must hold at least the program")
+    program = argv[0] if executable is None else os.fsencode(executable)
+    if not program:
+        raise ValueError("the program's name is empty")
+    for word in (*argv, program):
+        if b"\0" in word:
+            raise ValueError(f"args must not hold a NUL byte, got {word!r}")
+    variables = dict(spec.env) if env is None else env
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"env must be a mapping, not {type(variables).__name__}")
+    path = variables.get("PATH", "/usr/bin:/bin")
+    return Command(argv, environment(variables), tuple(candidates(program, path)))
+
+
+class _Cache:
+    """What was compiled of one Sandbox for one caller."""
+
+    def __init__(self, who: Caller, stamp: tuple[int, int]) -> None:
+        self.who = who
+        self.stamp = stamp
+        self.launches = 0
+        self.tree_works = True
+        self.templates: dict[Variant, tuple[Compiled, Template]] = {}
+        self.commands: dict[tuple[str, ...], Command] = {}
+
+
+class _Trees:
+    """Root trees that were built once, as detached mounts; the least recently used is given up."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple["Tree", Caller], launch._Kept] = {}
+
+    def get(self, tree: "Tree", who: Caller) -> int | None:
+        """Return a tree's descriptor; None when this kernel cannot clone detached trees."""
+        key = tree, who
+        kept = self._kept.pop(key, None)
+        if kept is None or not kept.valid():
+            ids = (("uid_map", f"{who.uid} {who.uid} 1\n".encode()), ("gid_map", f"{who.gid} {who.gid} 1\n".encode()))
+            try:
+                (fd,) = launch.build(Template(compile_tree(tree, who)), Command(values=ids))
+            except SetupError:
+                # Before Linux 6.15; or a cause that the launch itself will meet and report.
+                return None
+            kept = launch._Kept.of(fd)
+        self._kept[key] = kept
+        while len(self._kept) > _MAX_TREES:
+            oldest = self._kept.pop(next(iter(self._kept)))
+            if oldest.valid():
+                os.close(oldest.fd)
+        return kept.fd
+
+
+_trees = _Trees()
+_next_id = random.SystemRandom().randrange(1 << 27)
+
+
+def _host_ids() -> range:
+    """Return the ids to choose from: all of this user namespace's when it has fewer than the usual ones."""
+    ends = []
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}") as stream:
+            extents = [tuple(map(int, line.split())) for line in stream]
+        ends.append(max((start + count for start, _, count in extents), default=0))
+    end = min(ends)
+    if end > _HOST_IDS.stop:
+        return _HOST_IDS
+    if end < 2000:
+        raise UnsupportedError(
+            "a fresh host uid for the sandbox",
+            needed="a range of ids in /proc/self/uid_map and gid_map",
+            found=f"ids up to {end - 1} only",
+            fix="give the outer container a range of ids, or say user(host_root=True)",
+            errno=errno.EPERM,
+        )
+    return range(end // 2, end - 1)
+
+
+def _claim_host_id() -> tuple[int, int]:
+    """Choose an id that no other sandbox on this host has now; return it with the socket that holds it."""
+    global _next_id
+    ids = _host_ids_cached()
+    for _ in range(1000):
+        _next_id += 1
+        number = ids[_next_id % len(ids)]
+        fd = launch.claim(f"sandbox-uid-{number}")
+        if fd is not None:
+            return number, fd
+    raise UnsupportedError("a fresh host uid", needed="a free one", found="a thousand in a row are taken")
+
+
+_ids: tuple[int, range] | None = None
+
+
+def _host_ids_cached() -> range:
+    global _ids
+    pid = os.getpid()
+    if _ids is None or _ids[0] != pid:
+        _ids = pid, _host_ids()
+    return _ids[1]
+
+
+def _template(cache: _Cache, spec: Spec, variant: Variant) -> tuple[Compiled, Template]:
+    found = cache.templates.get(variant)
+    if found is None:
+        if len(cache.templates) >= _MAX_VARIANTS:
+            cache.templates.clear()
+        compiled = compile_plan(spec, cache.who, variant)
+        found = cache.templates[variant] = compiled, Template(compiled.plan)
+    return found
+
+
+class _Streams:
+    """The payload's descriptors 0, 1 and 2, and the caller's ends of pipes."""
+
+    def __init__(self) -> None:
+        self.ours: list[int] = []  # closed when the launch is over
+        self.parent: dict[str, int] = {}
+        self.child: list[int] = []
+
+    def add(self, name: str, stream: Stream) -> None:
+        if stream is None:
+            self.child.append({"stdin": 0, "stdout": 1, "stderr": 2}[name])
+        elif isinstance(stream, int) and stream == PIPE:
+            read_end, write_end = os.pipe()
+            mine, theirs = (write_end, read_end) if name == "stdin" else (read_end, write_end)
+            self.parent[name] = mine
+            self.ours.append(theirs)
+            self.child.append(theirs)
+        elif isinstance(stream, int) and stream == DEVNULL:
+            fd = os.open(os.devnull, os.O_RDWR)
+            self.ours.append(fd)
+            self.child.append(fd)
+        elif isinstance(stream, int) and stream == STDOUT:
+            if name != "stderr":
+                raise ValueError("STDOUT can only be used for stderr")
+            self.child.append(self.child[1])
+        else:
+            self.child.append(_fd(stream, name))
+
+    def close_child(self) -> None:
+        for fd in self.ours:
+            os.close(fd)
+        self.ours = []
+
+    def close_parent(self) -> None:
+        for fd in self.parent.values():
+            os.close(fd)
+        self.parent = {}
+
+
+def _fd(stream: Any, name: str) -> int:
+    if isinstance(stream, bool) or not (isinstance(stream, int) or hasattr(stream, "fileno")):
+        raise TypeError(f"{name} must be a descriptor, a file, PIPE, DEVNULL or None, not {type(stream).__name__}")
+    fd: int = stream if isinstance(stream, int) else stream.fileno()
+    if fd < 0:
+        raise ValueError(f"{name} must be a descriptor of at least 0, got {fd}")
+    return fd
+
+
+def _extra_fds(pass_fds: Iterable[int], fds: Mapping[int, Fd]) -> dict[int, int]:
+    extra = {fd: fd for fd in pass_fds} | {inside: _fd(outside, "fds") for inside, outside in fds.items()}
+    for inside in extra:
+        if isinstance(inside, bool) or not isinstance(inside, int):
+            raise TypeError(f"fds must map numbers to descriptors, got {inside!r}")
+        if not 3 <= inside < 1 << 20:
+            raise ValueError(f"a descriptor's number inside must be at least 3 and below 2**20, got {inside}")
+    return dict(sorted(extra.items()))
+
+
+class Runner:
+    """What can run a command: each run is a new sandbox."""
+
+    __slots__ = ()
+    _spec: Spec
+    _cache: Any
+
+    def _start(
+        self,
+        args: Args,
+        streams: _Streams,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: StrOrBytesPath | None = None,
+        executable: StrOrBytesPath | None = None,
+        pass_fds: Iterable[int] = (),
+        fds: Mapping[int, Fd] = {},  # noqa: B006  # read only
+        plan: Plan | None = None,
+    ) -> Process[Any]:
+        """Launch; the caller's ends in `streams` become the caller's business."""
+        spec = self._spec
+        command = command_for(spec, args, env, executable)
+        extra = _extra_fds(pass_fds, fds) if pass_fds or fds else {}
+        inside_cwd = None
+        if cwd is not None:
+            inside_cwd = os.fsdecode(cwd)
+            if not inside_cwd.startswith("/"):
+                raise ValueError(f"cwd must be an absolute path inside, got {cwd!r}")
+        cache = self._cache
+        uid, gid = os.geteuid(), os.getegid()
+        stamp = host.stamp()
+        if cache is None or (cache.who.uid, cache.who.gid, cache.stamp) != (uid, gid, stamp):
+            cache = self._cache = _Cache(caller(spec), stamp)
+        cache.launches += 1
+        variant = Variant(tuple(extra), cwd=inside_cwd)
+        tree_fd = -1
+        # One launch alone does not pay for a tree that is kept.
+        if plan is None and cache.tree_works and cache.launches > 1:
+            compiled, _ = _template(cache, spec, variant)
+            found = _trees.get(compiled.tree, cache.who) if compiled.tree.nodes else None
+            if found is None:
+                cache.tree_works = False
+            else:
+                tree_fd = found
+                variant = Variant(tuple(extra), cwd=inside_cwd, cached_tree=True)
+        compiled, template = _template(cache, spec, variant)
+        if plan is not None:
+            template = Template(plan)
+        slots = dict(zip((3, 4, 5), streams.child, strict=True))
+        for number, slot in compiled.fd_slots.items():
+            slots[slot.index] = extra[number]
+        if compiled.tree_slot is not None:
+            slots[compiled.tree_slot.index] = tree_fd
+        inside_uid, inside_gid = inside_ids(spec, cache.who)
+        host_uid, host_gid, claimed = uid, gid, -1
+        if cache.who.privileged and not spec.host_root:
+            host_uid, claimed = _claim_host_id()
+            host_gid = host_uid
+            slots[2] = claimed
+        command = Command(
+            command.argv,
+            command.env,
+            command.candidates,
+            (
+                ("uid_map", b"%d %d 1\n" % (inside_uid, host_uid)),
+                ("gid_map", b"%d %d 1\n" % (inside_gid, host_gid)),
+                ("host_uid", host_uid),
+                ("host_gid", host_gid),
+            ),
+        )
+        try:
+            return launch.start(template, command, args, slots, compiled.gaps)
+        except SetupError:
+            # Facts of the host may have changed since the plan was compiled.
+            self._cache = None
+            raise
+        finally:
+            if claimed >= 0:
+                os.close(claimed)
+
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        text: Literal[True],
+        input: str | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Result[str]: ...
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        encoding: str,
+        input: str | None = None,
+        text: Literal[True] | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Result[str]: ...
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        input: "Buffer | None" = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunOptions],
+    ) -> Result[bytes]: ...
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        input: Any = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Result[Any]: ...
+    def run(
+        self,
+        args: Args,
+        *,
+        input: Any = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        stdin: Stream = DEVNULL,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> Result[Any]:
+        """Run a command in a new sandbox and wait for it, as `subprocess.run` does.
+
+        Args:
+            args: Program and arguments; the program is looked up on the sandbox's PATH, inside.
+            input: Sent to stdin.
+            text: Streams are str, not bytes.
+            encoding: Of the streams; implies text.
+            errors: How to decode; implies text.
+            stdin: A descriptor, a file, PIPE, DEVNULL (the default) or None: the caller's.
+            stdout: Likewise; the caller's when left out.
+            stderr: Likewise, or STDOUT.
+            capture_output: Both are pipes, and in the result.
+            timeout: Seconds of the caller's patience; then the whole tree is killed.
+            check: Raise when the exit status is not 0.
+            **options: env (replaces the environment), cwd, executable, pass_fds, fds {inside: outside}.
+
+        Returns:
+            A CompletedProcess with reason, usage and what was enforced.
+
+        Raises:
+            SetupError: It could not be launched; the payload never ran, and nothing is left.
+            TimeoutExpired: The timeout passed.
+            CalledProcessError: check=True, and it failed.
+        """
+        if capture_output:
+            if stdout is not None or stderr is not None:
+                raise ValueError("stdout and stderr arguments may not be used with capture_output")
+            stdout = stderr = PIPE
+        is_text = bool(text) or encoding is not None or errors is not None
+        data = None
+        if input is not None:
+            if stdin not in {DEVNULL, PIPE}:
+                raise ValueError("stdin and input arguments may not both be used")
+            stdin = PIPE
+            data = input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
+            if is_text != isinstance(input, str):
+                raise TypeError("input must be str with text, and bytes without")
+        _check_options(options)
+        streams = _Streams()
+        try:
+            for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+                streams.add(name, stream)
+            if stdout is None and sys.stdout is not None:
+                sys.stdout.flush()
+            process = self._start(args, streams, **options)
+        except BaseException:
+            streams.close_parent()
+            raise
+        finally:
+            streams.close_child()
+        for name, fd in streams.parent.items():
+            setattr(process, name, open(fd, "wb" if name == "stdin" else "rb", buffering=0))
+        result = finish(process, data, timeout, decoder(encoding, errors) if is_text else None)
+        if check:
+            result.check_returncode()
+        return result
+
+
+_OPTIONS = frozenset({"env", "cwd", "executable", "pass_fds", "fds", "plan"})
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in _OPTIONS:
+            raise TypeError(f"run() got an unexpected keyword argument {name!r}")
