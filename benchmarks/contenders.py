@@ -170,9 +170,7 @@ def _oci_runtime(name: str, *options: str) -> Contender:
     command = [name, "--root", state, *options, "run", "--bundle", bundle, f"sandbox-benchmark-{os.getpid()}"]
     environment = {**os.environ, "XDG_RUNTIME_DIR": state}
     quiet = subprocess.DEVNULL
-    return lambda: subprocess.run(
-        command, check=True, env=environment, stdin=quiet, stdout=quiet, stderr=quiet
-    )
+    return lambda: subprocess.run(command, check=True, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)
 
 
 def remove_bundles() -> None:

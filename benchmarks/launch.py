@@ -169,9 +169,7 @@ def measure_workers(settings: Settings) -> Result:
     slice_seconds, slices = (0.1, 4) if settings.quick else (0.25, 8)
     names = list(dict.fromkeys([settings.subject, "limit"]))
     pair = [Worker(), Worker()]
-    row = Row(
-        "workers", f"{settings.subject}: gain of a 2nd worker / that of limit", "x", 0.85, more_is_better=True
-    )
+    row = Row("workers", f"{settings.subject}: gain of a 2nd worker / that of limit", "x", 0.85, more_is_better=True)
     gains = {name: Row("workers", f"{name}: 2 workers / 1", "x", more_is_better=True) for name in names}
 
     def rate(name: str, workers: list[Worker]) -> float:
@@ -212,9 +210,7 @@ def measure_idle(settings: Settings) -> Result:
                 started = processes.descendants().keys() - before.keys()
                 beside.runs.append(len(started - {process.pid}))
                 if settings.observer is not None:
-                    memory.runs.append(
-                        settings.observer.call(processes.proportional_set_size, process.init_pid)
-                    )
+                    memory.runs.append(settings.observer.call(processes.proportional_set_size, process.init_pid))
                 else:
                     memory.skipped, memory.note = True, "init is not dumpable: start as root, with --as"
             finally:
@@ -317,9 +313,7 @@ def table(head: list[str], lines: list[list[str]]) -> None:
         return
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     for line in [head, ["-" * width for width in widths], *lines]:
-        cells = [
-            f"{cell:{'<' if i in (0, len(head) - 1) else '>'}{widths[i]}}" for i, cell in enumerate(line)
-        ]
+        cells = [f"{cell:{'<' if i in (0, len(head) - 1) else '>'}{widths[i]}}" for i, cell in enumerate(line)]
         print("  ".join(cells).rstrip())
     print()
 
@@ -343,9 +337,7 @@ def show(rows: list[Row], times: list[Times]) -> None:
     table(["figure", "best", "target", "aim", "runs", "verdict"], lines)
     lines = []
     for one in sorted(times, key=lambda one: statistics.median(one.values) if one.values else float("inf")):
-        micro = [
-            f"{percentile(one.values, part) / 1e3:.0f}" if one.values else "-" for part in (0.5, 0.1, 0.9)
-        ]
+        micro = [f"{percentile(one.values, part) / 1e3:.0f}" if one.values else "-" for part in (0.5, 0.1, 0.9)]
         lines.append([one.name, *micro, number(one.ratio, "x"), one.note and f"missing: {one.note:.60}"])
     table(["microseconds", "median", "10 %", "90 %", "/ limit", ""], lines)
 
@@ -368,25 +360,17 @@ def as_json(rows: list[Row], times: list[Times]) -> dict[str, object]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short run of each: to see that all works")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds per run (150; 30 with --quick)")
-    parser.add_argument(
-        "--runs", type=int, metavar="N", help="runs, of which the best one counts (3; 1 with --quick)"
-    )
+    parser.add_argument("--runs", type=int, metavar="N", help="runs, of which the best one counts (3; 1 with --quick)")
     parser.add_argument("--only", metavar="GROUP,...", help="of " + ", ".join(GROUPS))
-    parser.add_argument(
-        "--as", dest="user", metavar="USER", help="name or number: measure as this user (as root only)"
-    )
+    parser.add_argument("--as", dest="user", metavar="USER", help="name or number: measure as this user (as root only)")
     parser.add_argument("--peers", action="store_true", help="launch: other sandboxes too, where installed")
     parser.add_argument(
         "--variants", action="store_true", help="launch: the job with one part changed, to find the time"
     )
-    parser.add_argument(
-        "--subject", default="the job", help="memory, workers, leaks: measure another contender"
-    )
+    parser.add_argument("--subject", default="the job", help="memory, workers, leaks: measure another contender")
     parser.add_argument("--json", metavar="FILE", help="write every row and time there")
     arguments = parser.parse_args()
     arguments.groups = arguments.only.split(",") if arguments.only else list(GROUPS)

@@ -211,7 +211,8 @@ class Sandbox(Runner):
         origin = f".rootfs({_quoted(source)}{'' if readonly else ', readonly=False'})"
         kept = [entry for entry in self._spec.entries if not isinstance(entry, compiler.System)]
         return self._with(
-            entries=(Root(source, readonly, origin), *kept), cwd=None if self._spec.cwd == compiler.HOME else self._spec.cwd
+            entries=(Root(source, readonly, origin), *kept),
+            cwd=None if self._spec.cwd == compiler.HOME else self._spec.cwd,
         )
 
     def bind(
@@ -276,9 +277,7 @@ class Sandbox(Runner):
             words.append(_quoted(where))
         words += [f"{word}={value}" for word, value, usual in
                   (("optional", optional, False), ("exec", exec, True), ("dev", dev, False)) if value != usual]  # fmt: skip
-        return self._add(
-            Bind(path, where, attributes, optional=optional, origin=f".{method}({', '.join(words)})")
-        )
+        return self._add(Bind(path, where, attributes, optional=optional, origin=f".{method}({', '.join(words)})"))
 
     def tmpfs(
         self,
@@ -304,9 +303,7 @@ class Sandbox(Runner):
             raise ValueError(f"inodes must be an int of at least 1, got {inodes!r}")
         origin = f".tmpfs({_quoted(where)}{'' if limit is None else f', size={limit}'})"
         return self._add(
-            compiler.tmpfs_entry(
-                where, mode=_mode(mode), size=limit, inodes=inodes, exec=exec, origin=origin
-            )
+            compiler.tmpfs_entry(where, mode=_mode(mode), size=limit, inodes=inodes, exec=exec, origin=origin)
         )
 
     def proc(
@@ -326,9 +323,7 @@ class Sandbox(Runner):
         if subset not in {None, "pid"}:
             raise ValueError(f'subset must be None or "pid", got {subset!r}')
         where = _target(target)
-        return self._add(
-            compiler.proc_entry(where, hidepid=hidepid, subset=subset, origin=f".proc({_quoted(where)})")
-        )
+        return self._add(compiler.proc_entry(where, hidepid=hidepid, subset=subset, origin=f".proc({_quoted(where)})"))
 
     def dev(
         self,
@@ -456,13 +451,11 @@ class Sandbox(Runner):
         if kind not in {"none", "loopback", "host"}:
             raise ValueError(f'network must be "none", "loopback" or "host", got {network!r}')
         new = self._spec.new_namespaces
-        return self._with(
-            new_namespaces=new - {"net"} if kind == "host" else new | {"net"}, loopback=kind != "none"
-        )
+        return self._with(new_namespaces=new - {"net"} if kind == "host" else new | {"net"}, loopback=kind != "none")
 
     # ── what the payload starts with ──
 
-    def env(self, mapping: Mapping[str, str | None] = {}, /, **variables: str | None) -> Self:  # noqa: B006  # read only
+    def env(self, mapping: Mapping[str, str | None] = {}, /, **variables: str | None) -> Self:  # read only
         """Set variables of the environment, as dict.update does; None unsets one."""
         merged: dict[str, str] = dict(self._spec.env)
         for name, value in {**mapping, **variables}.items():

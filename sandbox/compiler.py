@@ -181,7 +181,7 @@ class _Compiler:
         self.program.segment = "payload"
         self._payload()
         plan = self.program.plan(Command())
-        gaps = ()
+        gaps: tuple[str, ...] = ()
         if not self.caller.privileged:
             gaps = ("supplementary groups of the caller are kept: an unprivileged caller cannot drop them",)
         return Compiled(plan, self.layout.tree, self.tree_slot, self.fd_slots, gaps)
@@ -213,9 +213,7 @@ class _Compiler:
             if not self.caller.privileged:
                 program.call("write_proc", self.proc, init, "setgroups", "deny\n", 5)
             for name in ("uid_map", "gid_map"):
-                program.call(
-                    "write_proc", self.proc, init, name, Late(name, pointer=True), Late(name + ".size")
-                )
+                program.call("write_proc", self.proc, init, name, Late(name, pointer=True), Late(name + ".size"))
         program.origin = "namespaces"
         program.call("announce")
         program.call("release")
@@ -346,9 +344,8 @@ class _Compiler:
         if self.caller.privileged:
             mask |= _CHECK_GROUPS
         expected = pack("<8I5Q800x", self.uid, self.gid, k.SECUREBITS_LOCKED, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-        show = (
-            f"{{uid={self.uid}, gid={self.gid}, capabilities=none, securebits=locked, no_new_privs=1"
-            + (", groups=none}" if mask & _CHECK_GROUPS else "}")
+        show = f"{{uid={self.uid}, gid={self.gid}, capabilities=none, securebits=locked, no_new_privs=1" + (
+            ", groups=none}" if mask & _CHECK_GROUPS else "}"
         )
         text = "|".join(name for bit, name in _CHECKS.items() if mask & bit)
         program.call("verify", program.data(expected, show), Flag(mask, text))
@@ -370,9 +367,7 @@ def compile_tree(tree: Tree, caller: Caller) -> Plan:
     program.segment = "stage"
     flags: Flag = k.CLONE_NEWNS
     if not caller.privileged:
-        proc = program.call(
-            "openat", k.AT_FDCWD, "/proc", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, name="proc"
-        )
+        proc = program.call("openat", k.AT_FDCWD, "/proc", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, name="proc")
         flags = flags | k.CLONE_NEWUSER
     init = program.call("clone", flags, -1, name="init")
     if not caller.privileged:
@@ -388,9 +383,7 @@ def compile_tree(tree: Tree, caller: Caller) -> Plan:
     root = Writer(program, "init").tree(tree, attach=False)
     program.origin = "cached tree"
     # Linux 6.15 and newer clone a detached tree; where that fails, the tree is built for each launch.
-    program.call(
-        "open_tree", root, "", k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH | k.AT_RECURSIVE
-    )
+    program.call("open_tree", root, "", k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH | k.AT_RECURSIVE)
     program.call("send_fd", root, 0)
     program.call("end")
     return program.plan(Command())
@@ -409,9 +402,7 @@ def default_entries(*, empty: bool) -> tuple[Entry | System | Dev, ...]:
     )
 
 
-def proc_entry(
-    target: str, *, hidepid: bool = False, subset: str | None = None, origin: str = ""
-) -> Filesystem:
+def proc_entry(target: str, *, hidepid: bool = False, subset: str | None = None, origin: str = "") -> Filesystem:
     """Return a new /proc."""
     options: list[tuple[str, str | None]] = []
     if hidepid:

@@ -40,9 +40,7 @@ def _clone(number: int) -> str | None:
     if number in {e.EPERM, e.EACCES}:
         return _no_user_namespaces()
     if number in {e.ENOSPC, e.EUSERS}:
-        return (
-            "a limit on namespaces is reached: user.max_*_namespaces, or 32 nested levels of user or pid namespaces"
-        )
+        return "a limit on namespaces is reached: user.max_*_namespaces, or 32 nested levels of user or pid namespaces"
     if number == e.EAGAIN:
         return "the limit on processes is reached: RLIMIT_NPROC, kernel.pid_max or pids.max of the control group"
     if number == e.EINVAL:
@@ -90,7 +88,10 @@ _BY_CALL: dict[tuple[str, int], str] = {
         "the path must exist inside: below a bind or in a root file system nothing is created for mounts,"
         " because that would be on the host"
     ),
-    ("openat2", e.ELOOP): "a symbolic link stands there, where only a real directory is accepted, or a magic link",
+    (
+        "openat2",
+        e.ELOOP,
+    ): "a symbolic link stands there, where only a real directory is accepted, or a magic link",
     ("openat2", e.ENOTDIR): "a part of the path is a file, not a directory",
     ("openat2", e.EXDEV): "a link on the way leads out of the root",
     ("openat", e.EROFS): "the target lies on a read-only mount; write to a tmpfs or a bind instead",
@@ -127,7 +128,13 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
             "the kernel mounts a new /proc only where the caller's own is wholly visible; in a container with"
             " masked paths (Docker: --security-opt systempaths=unconfined) it is not"
         )
-    if number in {e.EPERM, e.EACCES} and call in {"fsmount", "fsconfig", "fsopen", "mount_setattr", "pivot_root"}:
+    if number in {e.EPERM, e.EACCES} and call in {
+        "fsmount",
+        "fsconfig",
+        "fsopen",
+        "mount_setattr",
+        "pivot_root",
+    }:
         if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
             return _no_user_namespaces()
     if number == e.ENOSPC and call in {"move_mount", "open_tree", "fsmount"}:

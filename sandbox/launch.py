@@ -10,15 +10,14 @@ import errno
 import os
 import select
 import signal
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from sandbox._native import ffi, lib
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
-from sandbox.plan import SLOTS, SLOTS_OFFSET, Command, Plan, Template
+from sandbox.plan import SLOTS_OFFSET, Command, Template
 from sandbox.process import (
     R_FAILED,
     R_FD,
@@ -26,7 +25,6 @@ from sandbox.process import (
     R_INIT,
     R_STARTED,
     RECORD_SIZE,
-    Enforced,
     Process,
     Record,
     close_all,
@@ -391,9 +389,7 @@ def start(
     except BaseException:
         setup.abort()
         raise
-    return Process(
-        args, setup.control, setup.init_pid, setup.init_pidfd, setup.payload_pidfd, enforced
-    )
+    return Process(args, setup.control, setup.init_pid, setup.init_pidfd, setup.payload_pidfd, enforced)
 
 
 def build(template: Template, command: Command) -> list[int]:

@@ -40,9 +40,7 @@ OPERATIONS: Final = (
     "clone", "write_proc", "announce", "release", "await_release", "check", "drop_bounding_set", "check_lifeline",
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
 )  # fmt: skip
-_NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {
-    name: i for i, name in enumerate(CALLS)
-}
+_NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
 
 SLOTS: Final = ("control", "lifeline", "claim", "stdin", "stdout", "stderr")
 MAX_SLOTS: Final = 256
@@ -305,7 +303,7 @@ class Plan:
         index = step - 1
         for segment in self.segments:
             if 0 <= index < len(segment):
-                segment = (*segment[:index], replace(segment[index], fault=errno), *segment[index + 1 :])  # noqa: PLW2901
+                segment = (*segment[:index], replace(segment[index], fault=errno), *segment[index + 1 :])
                 index = -1
             elif index >= 0:
                 index -= len(segment)
@@ -459,9 +457,7 @@ class Template:
             "candidates": pointers + 8 * candidates,
             "candidate_count": len(command.candidates),
         }
-        out += struct.pack(
-            f"<{count}Q", *offsets[:argc], 0, *offsets[argc : argc + envc], 0, *offsets[argc + envc :]
-        )
+        out += struct.pack(f"<{count}Q", *offsets[:argc], 0, *offsets[argc : argc + envc], 0, *offsets[argc + envc :])
         if words:
             out += b"\0".join(words) + b"\0"
         for name, value in command.values:
@@ -478,7 +474,19 @@ class Template:
         out += struct.pack("<2I", pointers, count)
         magic, version, flags, steps, step_count, *segments = self._head
         _HEADER.pack_into(
-            out, 0, magic, version, len(out), flags, steps, step_count, *segments, relocations, 1, self.slots, 0
+            out,
+            0,
+            magic,
+            version,
+            len(out),
+            flags,
+            steps,
+            step_count,
+            *segments,
+            relocations,
+            1,
+            self.slots,
+            0,
         )
         return out
 

@@ -5,16 +5,13 @@ word is believed because the payload cannot reach the channel, which closes when
 """
 
 import enum
-import errno
-import io
 import os
 import select
 import signal
 import subprocess
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import IO, Any, AnyStr, Final, Generic, NamedTuple, Protocol, TypeAlias, cast
 
@@ -146,11 +143,11 @@ class Result(subprocess.CompletedProcess[AnyStr]):
         *,
         reason: Reason = Reason.EXITED,
         detail: str = "",
-        usage: Usage = Usage(),  # noqa: B008  # frozen
-        enforced: Enforced = Enforced(),  # noqa: B008  # frozen
+        usage: Usage = Usage(),  # frozen
+        enforced: Enforced = Enforced(),  # frozen
         truncated: bool = False,
     ) -> None:
-        super().__init__(args, returncode, stdout, stderr)
+        super().__init__(args, returncode, cast("Any", stdout), cast("Any", stderr))
         self.reason = reason
         self.detail = detail
         self.usage = usage
@@ -223,7 +220,8 @@ def parse_record(raw: bytes, fds: tuple[int, ...]) -> Record:
     """
     if len(raw) != RECORD_SIZE:
         raise ValueError(f"a record has {RECORD_SIZE} bytes, got {len(raw)}")
-    return Record(*_RECORD.unpack_from(raw), raw[_RECORD.size :], fds)
+    type_, id_, step, error, value = _RECORD.unpack_from(raw)
+    return Record(type_, id_, step, error, value, raw[_RECORD.size :], fds)
 
 
 def request(type_: int, *, id_: int = 0, value: int = 0) -> bytes:
@@ -307,7 +305,7 @@ def _pidfd_wait(pidfd: int) -> int | None:
         info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     except ChildProcessError:
         return None
-    return info.si_status if info is not None else None
+    return None if info is None else info.si_status
 
 
 _SIGKILL_AFTER = 0.1
@@ -330,7 +328,13 @@ class Process(Generic[AnyStr]):
     """
 
     def __init__(
-        self, args: Args, control: Control, init_pid: int, init_pidfd: int, payload_pidfd: int, enforced: Enforced
+        self,
+        args: Args,
+        control: Control,
+        init_pid: int,
+        init_pidfd: int,
+        payload_pidfd: int,
+        enforced: Enforced,
     ) -> None:
         self.args = args
         self.init_pid = init_pid
@@ -695,9 +699,7 @@ def finish(
         process.close()
 
 
-def _decoded(
-    out: bytes | None, err: bytes | None, decode: Callable[[bytes], Any] | None
-) -> tuple[Any, Any]:
+def _decoded(out: bytes | None, err: bytes | None, decode: Callable[[bytes], Any] | None) -> tuple[Any, Any]:
     if decode is None:
         return out, err
     return None if out is None else decode(out), None if err is None else decode(err)

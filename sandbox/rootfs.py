@@ -130,9 +130,7 @@ def dev(
         )
     for node in nodes:
         if present.get(node, True):
-            yield Bind(
-                f"/dev/{node}", f"{target}/{node}", _DEVICE, is_file=True, system=own, origin=origin
-            )
+            yield Bind(f"/dev/{node}", f"{target}/{node}", _DEVICE, is_file=True, system=own, origin=origin)
     yield Symlink("/proc/self/fd", f"{target}/fd", origin)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         yield Symlink(f"/proc/self/fd/{number}", f"{target}/{name}", origin)
@@ -403,9 +401,7 @@ class Writer:
     def mounted(self, layout: Layout, root: Ref) -> None:
         """Mount on the root what differs between launches, in the order written."""
         self.root = root
-        regions: dict[str, tuple[RegionKind, Ref]] = {
-            "/": ("own" if layout.root is None else "foreign", root)
-        }
+        regions: dict[str, tuple[RegionKind, Ref]] = {"/": ("own" if layout.root is None else "foreign", root)}
         for target, kind in layout.regions.items():
             if kind == "foreign" and any(
                 isinstance(node, Bind) and node.target == target for node in layout.tree.nodes
@@ -418,9 +414,7 @@ class Writer:
                 region = posixpath.dirname(region)
             self._mounted(entry, path, region, regions)
 
-    def _mounted(
-        self, entry: Entry, path: str, region: str, regions: dict[str, tuple[RegionKind, Ref]]
-    ) -> None:
+    def _mounted(self, entry: Entry, path: str, region: str, regions: dict[str, tuple[RegionKind, Ref]]) -> None:
         kind, at = regions[region]
         relative = posixpath.relpath(path, region)
         own = kind != "foreign" and relative != "."
@@ -444,9 +438,7 @@ class Writer:
                 if own and kind == "tmpfs":
                     self._make_parents(at, relative)
                     self._point(at, relative, is_file=False)
-                _, mount = new_filesystem(
-                    self.program, entry.fstype, entry.options, entry.attributes, _name_of(path)
-                )
+                _, mount = new_filesystem(self.program, entry.fstype, entry.options, entry.attributes, _name_of(path))
                 self._attach(mount, at, relative if own else None, path, strict=entry.strict_target)
                 regions[path] = ("tmpfs" if entry.fstype == "tmpfs" else "foreign", mount)
             case Mask():
@@ -457,9 +449,7 @@ class Writer:
     def _make_parents(self, at: Ref, relative: str) -> None:
         parts = relative.split("/")[:-1]
         for i in range(1, len(parts) + 1):
-            self.program.call(
-                "mkdirat", at, "/".join(parts[:i]), Flag(0o755, "0o755"), tolerate=(EEXIST,)
-            )
+            self.program.call("mkdirat", at, "/".join(parts[:i]), Flag(0o755, "0o755"), tolerate=(EEXIST,))
 
     def _point(self, at: Ref, relative: str, is_file: bool) -> None:
         if is_file:
@@ -496,9 +486,7 @@ class Writer:
             call("move_mount", mount, "", at, relative, k.MOVE_MOUNT_F_EMPTY_PATH)
             return
         point = self._open_inside(path, k.O_PATH, strict=strict)
-        call(
-            "move_mount", mount, "", point, "", k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
-        )
+        call("move_mount", mount, "", point, "", k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH)
 
     def _node_in_foreign(self, path: str, node: Dir | File | Symlink) -> None:
         """Create something where hostile code may have been: by descriptor of the parent, never through a link."""

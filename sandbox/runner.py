@@ -1,6 +1,7 @@
 """`Runner`: what can run a command, with the words of subprocess; and the launch of a compiled sandbox."""
 
 import errno
+import io
 import os
 import random
 import sys
@@ -129,14 +130,17 @@ class _Trees:
     """Root trees that were built once, as detached mounts; the least recently used is given up."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple["Tree", Caller], launch._Kept] = {}
+        self._kept: dict[tuple[Tree, Caller], launch._Kept] = {}
 
     def get(self, tree: "Tree", who: Caller) -> int | None:
         """Return a tree's descriptor; None when this kernel cannot clone detached trees."""
         key = tree, who
         kept = self._kept.pop(key, None)
         if kept is None or not kept.valid():
-            ids = (("uid_map", f"{who.uid} {who.uid} 1\n".encode()), ("gid_map", f"{who.gid} {who.gid} 1\n".encode()))
+            ids = (
+                ("uid_map", f"{who.uid} {who.uid} 1\n".encode()),
+                ("gid_map", f"{who.gid} {who.gid} 1\n".encode()),
+            )
             try:
                 (fd,) = launch.build(Template(compile_tree(tree, who)), Command(values=ids))
             except SetupError:
@@ -284,7 +288,7 @@ class Runner:
         cwd: StrOrBytesPath | None = None,
         executable: StrOrBytesPath | None = None,
         pass_fds: Iterable[int] = (),
-        fds: Mapping[int, Fd] = {},  # noqa: B006  # read only
+        fds: Mapping[int, Fd] = {},  # read only
         plan: Plan | None = None,
     ) -> Process[Any]:
         """Launch; the caller's ends in `streams` become the caller's business."""
@@ -459,7 +463,7 @@ class Runner:
         finally:
             streams.close_child()
         for name, fd in streams.parent.items():
-            setattr(process, name, open(fd, "wb" if name == "stdin" else "rb", buffering=0))
+            setattr(process, name, io.FileIO(fd, "w" if name == "stdin" else "r"))
         result = finish(process, data, timeout, decoder(encoding, errors) if is_text else None)
         if check:
             result.check_returncode()

@@ -19,9 +19,7 @@ class HasFileno(Protocol):
 Fd: TypeAlias = int | HasFileno
 
 
-def check(
-    result: int, filename: StrOrBytesPath | None = None, filename2: StrOrBytesPath | None = None
-) -> int:
+def check(result: int, filename: StrOrBytesPath | None = None, filename2: StrOrBytesPath | None = None) -> int:
     """Return the result of a system call, or raise the OSError that its errno stands for.
 
     Args:
@@ -37,9 +35,7 @@ def check(
     return result
 
 
-def os_error(
-    number: int, filename: StrOrBytesPath | None = None, filename2: StrOrBytesPath | None = None
-) -> OSError:
+def os_error(number: int, filename: StrOrBytesPath | None = None, filename2: StrOrBytesPath | None = None) -> OSError:
     """Make the OSError of an errno; the one place where it is made."""
     if filename2 is not None:
         return OSError(number, os.strerror(number), filename, None, filename2)
@@ -61,9 +57,7 @@ def fd_of(fd: Fd, name: str = "fd") -> int:
         try:
             fileno = fd.fileno
         except AttributeError:
-            raise TypeError(
-                f"{name} must be a file descriptor or have fileno(), not {type(fd).__name__}"
-            ) from None
+            raise TypeError(f"{name} must be a file descriptor or have fileno(), not {type(fd).__name__}") from None
         fd = fileno()
     if not -(2**31) <= fd < 2**31:
         raise ValueError(f"{name} must be a file descriptor, got {fd}")

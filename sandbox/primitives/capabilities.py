@@ -205,9 +205,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     for name, value in values.items():
         in_range(value, 0, 2**64 - 1, name)
         if value and not _known(value.bit_length() - 1):
-            raise ValueError(
-                f"{name} must hold capabilities of this kernel, got number {value.bit_length() - 1}"
-            )
+            raise ValueError(f"{name} must hold capabilities of this kernel, got number {value.bit_length() - 1}")
     check(lib.sandbox_capset(0, ffi.new("uint64_t[3]", list(values.values()))))
 
 

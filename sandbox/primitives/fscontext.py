@@ -170,9 +170,7 @@ _TAKES = {
 }
 
 
-def _arguments(
-    cmd: int, key: str | bytes | None, value: StrOrBytesPath | None, aux: Fd | None
-) -> tuple[Any, Any, int]:
+def _arguments(cmd: int, key: str | bytes | None, value: StrOrBytesPath | None, aux: Fd | None) -> tuple[Any, Any, int]:
     """Return key, value and aux as the kernel takes them."""
     try:
         command = FsconfigCommand(cmd)

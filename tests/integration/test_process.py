@@ -160,9 +160,7 @@ def test_bounding_set_ambient_set_and_securebits_by_prctl():
     def check():
         harness.enter_namespaces(0)
         kernel.prctl(kernel.PR_CAPBSET_DROP, kernel.CAP_NET_RAW)
-        assert [0, 1] == [
-            kernel.prctl(kernel.PR_CAPBSET_READ, one) for one in (kernel.CAP_NET_RAW, kernel.CAP_KILL)
-        ]
+        assert [0, 1] == [kernel.prctl(kernel.PR_CAPBSET_READ, one) for one in (kernel.CAP_NET_RAW, kernel.CAP_KILL)]
         every = kernel.capget()
         kernel.capset(every.effective, every.permitted, kernel.CAP_KILL.mask)
         kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_RAISE, kernel.CAP_KILL)

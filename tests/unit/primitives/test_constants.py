@@ -30,9 +30,7 @@ HEADERS = """
 #endif
 """
 # Enumerators, which the preprocessor does not see; the header of the oldest build machine has them.
-ENUMERATORS = {
-    name for name in primitives.__all__ if name.startswith("FSCONFIG_") and not name.endswith("_EXCL")
-}
+ENUMERATORS = {name for name in primitives.__all__ if name.startswith("FSCONFIG_") and not name.endswith("_EXCL")}
 FAMILIES = (
     "capabilities",
     "files",

@@ -9,9 +9,7 @@ import pytest
 
 from sandbox import primitives
 
-FAMILIES = sorted(
-    module.name for module in pkgutil.iter_modules(primitives.__path__) if module.name[0] != "_"
-)
+FAMILIES = sorted(module.name for module in pkgutil.iter_modules(primitives.__path__) if module.name[0] != "_")
 FUNCTIONS = sorted(name for name in primitives.__all__ if inspect.isfunction(getattr(primitives, name)))
 ENUMS = sorted(name for name in primitives.__all__ if isinstance(getattr(primitives, name), enum.EnumType))
 
@@ -70,7 +68,5 @@ def test_one_family_loads_without_the_others():
         "import sys, sandbox.primitives.system as s;"
         "print(sorted(m.rpartition('.')[2] for m in sys.modules if m.startswith('sandbox.primitives.')))"
     )
-    output = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    output = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
     assert "['_call', 'system']\n" == output
