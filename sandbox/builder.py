@@ -275,8 +275,8 @@ class Sandbox(Runner):
         words = [_quoted(path)]
         if where != path:
             words.append(_quoted(where))
-        words += [f"{word}={value}" for word, value, usual in
-                  (("optional", optional, False), ("exec", exec, True), ("dev", dev, False)) if value != usual]  # fmt: skip
+        usual = (("optional", optional, False), ("exec", exec, True), ("dev", dev, False))
+        words += [f"{word}={value}" for word, value, default in usual if value != default]
         return self._add(Bind(path, where, attributes, optional=optional, origin=f".{method}({', '.join(words)})"))
 
     def tmpfs(

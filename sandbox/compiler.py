@@ -221,7 +221,7 @@ class _Compiler:
     # ── PID 1 ──
 
     def _init(self) -> None:
-        program, spec = self.program, self.spec
+        program = self.program
         program.origin = "namespaces"
         program.call("await_release")
         if self.caller.privileged:

@@ -13,8 +13,12 @@ def _sysctl(name: str) -> str | None:
         return None
 
 
+def _apparmor_restricts() -> bool:
+    return _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1"
+
+
 def _no_user_namespaces() -> str:
-    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if _apparmor_restricts():
         return (
             "AppArmor restricts user namespaces to programs with a profile"
             " (kernel.apparmor_restrict_unprivileged_userns is 1); give this program one, or run as root"
@@ -128,15 +132,9 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
             "the kernel mounts a new /proc only where the caller's own is wholly visible; in a container with"
             " masked paths (Docker: --security-opt systempaths=unconfined) it is not"
         )
-    if number in {e.EPERM, e.EACCES} and call in {
-        "fsmount",
-        "fsconfig",
-        "fsopen",
-        "mount_setattr",
-        "pivot_root",
-    }:
-        if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
-            return _no_user_namespaces()
+    mounting = call in {"fsmount", "fsconfig", "fsopen", "mount_setattr", "pivot_root"}
+    if number in {e.EPERM, e.EACCES} and mounting and _apparmor_restricts():
+        return _no_user_namespaces()
     if number == e.ENOSPC and call in {"move_mount", "open_tree", "fsmount"}:
         return "the limit on mounts of one namespace is reached (fs.mount-max)"
     if number == e.ENOSYS:
