@@ -1,5 +1,7 @@
 """pidfd calls, their ioctls and waitid, against the kernel."""
 
+import contextlib
+import ctypes
 import errno
 import os
 import resource
@@ -21,11 +23,9 @@ def child():
         while True:
             signal.pause()
     yield pid, pidfd
-    try:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # the test may have done it
         kernel.pidfd_send_signal(pidfd, signal.SIGKILL)
         kernel.waitid(kernel.P_PIDFD, pidfd)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # the test did it
     os.close(pidfd)
 
 
@@ -79,11 +79,8 @@ def test_value_travels_with_the_signal(value):
     def check():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
         fd = kernel.pidfd_open(os.getpid())
-        watch = (
-            __import__("ctypes")
-            .CDLL(None, use_errno=True)
-            .signalfd(-1, (1 << (signal.SIGRTMIN - 1)).to_bytes(128, "little"), 0)
-        )
+        mask = (1 << (signal.SIGRTMIN - 1)).to_bytes(128, "little")
+        watch = ctypes.CDLL(None).signalfd(-1, mask, 0)
         kernel.pidfd_send_signal(fd, signal.SIGRTMIN, value)
         info = os.read(watch, 128)
         fields = [int.from_bytes(info[at : at + 4], "little", signed=True) for at in (0, 8, 12, 16, 44)]
@@ -216,16 +213,13 @@ def test_waitid_runs_python_handlers_and_goes_on():
     def check():
         main = kernel.pidfd_open(os.getpid())
         caught = []
-        signal.signal(signal.SIGUSR1, lambda *_: caught.append(1))
         gate, opened = os.pipe()
+        signal.signal(signal.SIGUSR1, lambda *_: (caught.append(1), os.write(opened, b"x")))
         pid = kernel.clone3()
         if pid == 0:
             kernel.pidfd_send_signal(main, signal.SIGUSR1)
-            os.read(gate, 1)
+            os.read(gate, 1)  # only the handler lets the child end
             os._exit(5)
-        signal.signal(signal.SIGUSR1, lambda *_: (caught.append(1), os.write(opened, b"x")))
-        if caught:
-            os.write(opened, b"x")
         assert 5 == kernel.waitid(kernel.P_PID, pid).status
         assert [1] == caught
 

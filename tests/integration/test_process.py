@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import threading
-import time
 
 import harness
 import pytest
@@ -75,16 +74,16 @@ def test_own_ids_are_read():
 @pytest.mark.needs_root
 def test_ids_change_in_every_thread():
     def check():
-        tasks, gate = [], threading.Event()
+        tasks, started, gate = [], threading.Event(), threading.Event()
 
         def wait():
             tasks.append(kernel.gettid())
+            started.set()
             gate.wait()
 
         thread = threading.Thread(target=wait)
         thread.start()
-        while not tasks:
-            time.sleep(0)
+        started.wait()
         kernel.setgroups([7, 70000])
         kernel.setresgid(8, 9, 10)
         kernel.setresuid(4, 5, 6)
