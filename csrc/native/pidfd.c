@@ -46,16 +46,15 @@ struct sandbox_waited {
     int64_t rusage[16]; /* in the order of Python's resource.struct_rusage; times in microseconds */
 };
 
-/* The raw call: libc's waitid leaves the usage out. */
+/* The raw call: libc's waitid leaves the usage out. Returns -errno, see openat2. */
 static int sandbox_waitid(int idtype, uint32_t id, unsigned int options, struct sandbox_waited *result)
 {
     siginfo_t info;
     struct rusage usage;
     memset(&info, 0, sizeof info);
     memset(&usage, 0, sizeof usage);
-    int failed = (int)syscall(SYS_waitid, idtype, id, &info, options, &usage);
-    if (failed)
-        return failed;
+    if (syscall(SYS_waitid, idtype, id, &info, options, &usage) != 0)
+        return -errno;
     *result = (struct sandbox_waited){
         info.si_pid,
         info.si_uid,

@@ -4,8 +4,8 @@ import errno
 import os
 from enum import IntFlag
 
-from sandbox._native import ffi, lib
-from sandbox.primitives._call import Fd, StrOrBytesPath, check, fd_of, in_range, path_bytes
+from sandbox._native import lib
+from sandbox.primitives._call import Fd, StrOrBytesPath, check, fd_of, in_range, os_error, path_bytes
 
 __all__ = ["AtFlags", "ResolveFlags", "CloseRangeFlags", "openat2", "close_range"]
 __all__ += ["AT_FDCWD", "AT_SYMLINK_NOFOLLOW", "AT_NO_AUTOMOUNT", "AT_EMPTY_PATH", "AT_RECURSIVE"]
@@ -99,9 +99,11 @@ def openat2(
     in_range(resolve, 0, 2**64 - 1, "resolve")
     while True:
         fd: int = lib.sandbox_openat2(number, raw, flags, mode, resolve)
+        if fd >= 0:
+            return fd
         # A signal interrupts the opening of a FIFO; its Python handler runs before the next turn.
-        if fd >= 0 or ffi.errno != errno.EINTR:
-            return check(fd, path)
+        if fd != -errno.EINTR:
+            raise os_error(-fd, path)
 
 
 def close_range(first: int, last: int = 2**32 - 1, flags: int = 0) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from sandbox._native import ffi, lib
-from sandbox.primitives._call import Fd, check, fd_of, in_range
+from sandbox.primitives._call import Fd, check, fd_of, in_range, os_error
 
 __all__ = ["PidfdFlags", "PidfdSignalFlags", "PidfdInfoMask", "PidfdCoredump", "PidfdNamespace", "PidfdInfo"]
 __all__ += ["IdType", "WaitFlags", "WaitidResult"]
@@ -357,9 +357,9 @@ def waitid(idtype: int, id: Fd, options: int = WaitFlags.EXITED) -> WaitidResult
     in_range(options, 0, 2**32 - 1, "options")
     result = ffi.new("struct sandbox_waited *")
     # A signal interrupts the wait; its Python handler runs before the next turn.
-    while lib.sandbox_waitid(kind, number, options, result) < 0:
-        if ffi.errno != errno.EINTR:
-            check(-1)
+    while failed := lib.sandbox_waitid(kind, number, options, result):
+        if failed != -errno.EINTR:
+            raise os_error(-failed)
     if result.pid == 0:
         return None
     usage = list(result.rusage)

@@ -226,6 +226,34 @@ def test_waitid_runs_python_handlers_and_goes_on():
     harness.in_child(check)
 
 
+def sleeps(pid):
+    with open(f"/proc/{pid}/stat") as stream:
+        return stream.read().rpartition(") ")[2][0] == "S"
+
+
+def test_handler_whose_own_call_fails_does_not_spoil_the_wait():
+    def check():
+        main = kernel.pidfd_open(os.getpid())
+        gate, opened = os.pipe()
+
+        def handler(*_):
+            with pytest.raises(FileNotFoundError):
+                kernel.openat2(kernel.AT_FDCWD, "/nope/nope")
+            os.write(opened, b"x")
+
+        signal.signal(signal.SIGUSR1, handler)
+        pid = kernel.clone3()
+        if pid == 0:
+            while not sleeps(os.getppid()):
+                pass
+            kernel.pidfd_send_signal(main, signal.SIGUSR1)
+            os.read(gate, 1)
+            os._exit(5)
+        assert 5 == kernel.waitid(kernel.P_PID, pid).status
+
+    harness.in_child(check)
+
+
 def test_handler_that_raises_ends_the_wait(child):
     class Interrupted(Exception):
         pass
