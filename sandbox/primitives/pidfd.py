@@ -38,9 +38,9 @@ PIDFD_NONBLOCK = PidfdFlags.NONBLOCK
 PIDFD_THREAD = PidfdFlags.THREAD
 
 PIDFD_SELF_THREAD = -10000
-"""In place of a pidfd: the calling thread. Since Linux 6.14."""
+"""In place of a pidfd: the calling thread. Since Linux 6.15."""
 PIDFD_SELF_THREAD_GROUP = -10001
-"""In place of a pidfd: the calling process. Since Linux 6.14."""
+"""In place of a pidfd: the calling process. Since Linux 6.15."""
 PIDFD_SELF = PIDFD_SELF_THREAD
 PIDFD_SELF_PROCESS = PIDFD_SELF_THREAD_GROUP
 

@@ -206,16 +206,12 @@ def test_next_and_previous_mount_namespace():
 
 @pytest.mark.needs_kernel(6, 18)
 def test_id_of_any_namespace_is_its_own():
-    ids = []
+    ids = set()
     for name in ("uts", "ipc", "net", "user", "mnt"):
         with open(f"/proc/self/ns/{name}") as stream:
-            try:
-                ids.append(kernel.ns_get_id(stream))
-            except OSError as error:
-                # Merged for 6.18 or 6.19, by how one counts: then not for some types only, but for all.
-                assert errno.ENOTTY == error.errno
-    assert len(set(ids)) == len(ids)
-    assert len(ids) in (0, 5)
+            ids.add(kernel.ns_get_id(stream))
+            assert name != "mnt" or kernel.ns_get_id(stream) == kernel.ns_get_mntns_id(stream)
+    assert 5 == len(ids)
 
 
 @pytest.mark.needs_root

@@ -63,7 +63,7 @@ def test_thread_pidfd_reaches_a_thread():
     os.close(fd)
 
 
-@pytest.mark.needs_kernel(6, 14)
+@pytest.mark.needs_kernel(6, 15)
 def test_self_needs_no_descriptor():
     def check():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])

@@ -66,10 +66,8 @@ def compile_check(compiler: str, values: dict[str, int]) -> "subprocess.Complete
     return subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
 
 
-@pytest.fixture(params=["gcc", "aarch64-linux-gnu-gcc"])
+@pytest.fixture(params=[name for name in ("gcc", "aarch64-linux-gnu-gcc") if shutil.which(name)])
 def compiler(request):
-    if shutil.which(request.param) is None:
-        pytest.skip(f"needs the program {request.param}")
     return request.param
 
 
