@@ -19,7 +19,7 @@ from sandbox.primitives._call import (
 from sandbox.primitives.files import AT_FDCWD
 
 __all__ = ["FsopenFlags", "FsconfigCommand", "FsmountFlags", "FspickFlags", "FsMessage"]
-__all__ += ["fsopen", "fsconfig", "fsmount", "fspick", "read_messages"]
+__all__ += ["fsopen", "fsconfig", "fsmount", "fspick", "read_fs_messages"]
 __all__ += ["FSOPEN_CLOEXEC", "FSMOUNT_CLOEXEC", "FSMOUNT_NAMESPACE"]
 __all__ += ["FSPICK_CLOEXEC", "FSPICK_SYMLINK_NOFOLLOW", "FSPICK_NO_AUTOMOUNT", "FSPICK_EMPTY_PATH"]
 __all__ += ["FSCONFIG_SET_FLAG", "FSCONFIG_SET_STRING", "FSCONFIG_SET_BINARY", "FSCONFIG_SET_PATH"]
@@ -133,7 +133,7 @@ def fsconfig(
         SET_PATH_EMPTY: as SET_PATH; an empty path means `aux` itself.
         SET_FD: `key`, `aux` (descriptor). CMD_CREATE, CMD_CREATE_EXCL, CMD_RECONFIGURE: nothing else.
 
-    What went wrong in detail can be read with `read_messages`.
+    What went wrong in detail can be read with `read_fs_messages`.
 
     Args:
         fd: From fsopen or fspick.
@@ -245,7 +245,7 @@ def fspick(dirfd: Fd, path: StrOrBytesPath, flags: int = FspickFlags.CLOEXEC) ->
     return check(lib.sandbox_fspick(number, raw, flags), path)
 
 
-def read_messages(fs_fd: Fd) -> list[FsMessage]:
+def read_fs_messages(fs_fd: Fd) -> list[FsMessage]:
     """Read, and so remove, the messages that the kernel left on a file-system descriptor; the oldest first.
 
     The kernel keeps the last eight.

@@ -66,8 +66,8 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
         flags: PidfdFlags.
 
     Raises:
-        OSError: ESRCH (no such process), EINVAL (unknown flag, or a thread without PIDFD_THREAD; since Linux
-            6.15 ENOENT), EMFILE, ENFILE.
+        OSError: ESRCH (no such process), EINVAL (unknown flag), ENOENT or EINVAL by kernel (a thread without
+            PIDFD_THREAD), EMFILE, ENFILE.
 
     See pidfd_open(2). Since Linux 5.3.
     """

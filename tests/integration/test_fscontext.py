@@ -110,7 +110,7 @@ def test_create_excl_makes_a_superblock_of_its_own(run):
 def test_message_log_says_what_was_wrong_and_is_empty_then(run):
     def check(path):
         fs = kernel.fsopen("tmpfs")
-        assert [] == kernel.read_messages(fs)
+        assert [] == kernel.read_fs_messages(fs)
         for key in ("nonsense", "rubbish"):
             with pytest.raises(OSError) as caught:
                 kernel.fsconfig(fs, kernel.FSCONFIG_SET_STRING, key, "1")
@@ -119,8 +119,8 @@ def test_message_log_says_what_was_wrong_and_is_empty_then(run):
             kernel.FsMessage("e", "tmpfs: Unknown parameter 'nonsense'"),
             kernel.FsMessage("e", "tmpfs: Unknown parameter 'rubbish'"),
         ]
-        assert expected == kernel.read_messages(fs)
-        assert [] == kernel.read_messages(fs)
+        assert expected == kernel.read_fs_messages(fs)
+        assert [] == kernel.read_fs_messages(fs)
 
     run(check)
 

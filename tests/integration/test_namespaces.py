@@ -189,12 +189,14 @@ def test_next_and_previous_mount_namespace():
         harness.enter_namespaces(kernel.CLONE_NEWNS)
         first = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         kernel.unshare(kernel.CLONE_NEWNS)
-        fd, info = first, kernel.ns_mnt_get_info(first)
+        fd, info = os.dup(first), kernel.ns_mnt_get_info(first)
         with open("/proc/self/ns/mnt") as stream:
             last = kernel.ns_mnt_get_info(stream)
         # Others may come and go meanwhile; each step goes up, and the own one is met.
         while info.mnt_ns_id != last.mnt_ns_id:
-            fd, found = kernel.ns_mnt_get_next(fd)
+            following, found = kernel.ns_mnt_get_next(fd)
+            os.close(fd)
+            fd = following
             assert found.mnt_ns_id > info.mnt_ns_id
             assert not os.get_inheritable(fd)
             info = found

@@ -18,7 +18,5 @@ COMPILERS = [name for name in ("gcc", "aarch64-linux-gnu-gcc", "riscv64-linux-gn
 def test_families_compile_without_warnings(compiler):
     source = "#define _GNU_SOURCE 1\n" + "".join(f'#include "{name}"\n' for name in ["kernel.h", *FAMILIES])
     command = [compiler, "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", f"-I{NATIVE}"]
-    result = subprocess.run(
-        [*command, "-fsyntax-only", "-x", "c", "-"], input=source, capture_output=True, text=True
-    )
+    result = subprocess.run([*command, "-fsyntax-only", "-x", "c", "-"], input=source, capture_output=True, text=True)
     assert "" == result.stderr
