@@ -19,10 +19,10 @@ from sandbox.kernel import (
     MOUNT_ATTR_RDONLY,
     NONE,
 )
-from sandbox.plan import Plan
+from sandbox.plan import Command, Plan, candidates
 from sandbox.process import Args, StrOrBytesPath
 from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
-from sandbox.runner import Runner, caller, command_for
+from sandbox.runner import Environment, Runner, caller, words_of
 
 Size: TypeAlias = int | str
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -503,7 +503,9 @@ class Sandbox(Runner):
         uid, gid = inside_ids(self._spec, who)
         host = ("<fresh uid>", "<fresh uid>") if who.privileged else (str(who.uid), str(who.gid))
         ids = (("uid_map", f"{uid} {host[0]} 1\n".encode()), ("gid_map", f"{gid} {host[1]} 1\n".encode()))
-        return replace(compiled.plan, command=replace(command_for(self._spec, args), values=ids))
+        argv, program = words_of(args)
+        env = Environment(dict(self._spec.env))
+        return replace(compiled.plan, command=Command(argv, env.encoded, candidates(program, env.path), ids))
 
 
 def _namespaces(names: tuple[str, ...]) -> set[str]:

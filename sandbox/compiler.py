@@ -216,7 +216,6 @@ class _Compiler:
                 program.call("write_proc", self.proc, init, name, Late(name, pointer=True), Late(name + ".size"))
         program.origin = "namespaces"
         program.call("announce")
-        program.call("release")
 
     # ── PID 1 ──
 
@@ -244,7 +243,7 @@ class _Compiler:
         self._privileges()
         program.origin = "payload"
         program.call("check_lifeline")
-        program.call("fork_payload", 0)
+        program.call("fork_payload", 0 if self.variant.hold else 1)
 
     def _root(self) -> None:
         program = self.program
@@ -375,7 +374,6 @@ def compile_tree(tree: Tree, caller: Caller) -> Plan:
         for name in ("uid_map", "gid_map"):
             program.call("write_proc", proc, init, name, Late(name, pointer=True), Late(name + ".size"))
     program.call("announce")
-    program.call("release")
     program.segment = "init"
     program.call("await_release")
     private = mount_attributes(program, k.NONE, private=True)

@@ -10,7 +10,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def _error(call: str) -> OSError:
 
 
 @dataclass(slots=True)
-class _Kept:
+class Kept:
     """A descriptor kept between launches, with what tells it from a stranger that took its number."""
 
     fd: int
@@ -50,11 +50,13 @@ class _Kept:
     inode: int
 
     @classmethod
-    def of(cls, fd: int) -> "_Kept":
+    def of(cls, fd: int) -> "Kept":
+        """Remember what a descriptor is now."""
         status = os.fstat(fd)
         return cls(fd, status.st_dev, status.st_ino)
 
     def valid(self) -> bool:
+        """Say whether the number still is that descriptor."""
         try:
             status = os.fstat(self.fd)
         except OSError:
@@ -66,7 +68,7 @@ class _InitProgram:
     """The program of PID 1: a sealed memfd where that can be executed, else the installed file."""
 
     def __init__(self) -> None:
-        self._kept: _Kept | None = None
+        self._kept: Kept | None = None
         self._only_file = False
 
     def fd(self) -> int:
@@ -79,7 +81,7 @@ class _InitProgram:
             fd = lib.launch_memfd(b"sandbox-init", program, len(program), 0, ffi.NULL, 0, 1)
             if fd < 0:
                 raise _error("memfd_create")
-            kept = self._kept = _Kept.of(fd)
+            kept = self._kept = Kept.of(fd)
         return kept.fd
 
     def refused(self, number: int) -> bool:
@@ -92,7 +94,7 @@ class _InitProgram:
 
 _init_program = _InitProgram()
 _init_path = os.fsencode(_INIT_PATH)
-_lifeline: tuple[int, _Kept] | None = None
+_lifeline: tuple[int, Kept] | None = None
 
 
 def _own_pidfd() -> int:
@@ -106,7 +108,7 @@ def _own_pidfd() -> int:
         raise _error("pidfd_open")
     if _lifeline is not None and _lifeline[0] != pid and _lifeline[1].valid():
         os.close(_lifeline[1].fd)
-    _lifeline = pid, _Kept.of(fd)
+    _lifeline = pid, Kept.of(fd)
     return fd
 
 
@@ -199,21 +201,18 @@ class Setup:
     Not waiting for anything by itself, it serves the blocking launch and the asyncio one alike.
     """
 
-    def __init__(self, template: Template, command: Command, slots: Mapping[int, int]) -> None:
+    def __init__(self, template: Template, command: Command, slots: list[int]) -> None:
         self._template = template
         self._command = command
         self.init_pid = self.init_pidfd = self.payload_pidfd = -1
         self.identity = b""
         self.fds: list[int] = []
-        numbers = [-1] * template.slots
-        for index, fd in slots.items():
-            numbers[index] = fd
         ours, theirs = _socketpair()
         self.control = ControlChannel(ours)
         try:
-            numbers[0] = theirs
-            numbers[1] = _own_pidfd()
-            self.stage_pid, self._stage_pidfd = _spawn(template.image(command), numbers)
+            slots[0] = theirs
+            slots[1] = _own_pidfd()
+            self.stage_pid, self._stage_pidfd = _spawn(template.image(command), slots)
         except BaseException:
             self.control.close()
             raise
@@ -227,21 +226,20 @@ class Setup:
             SetupError: A step failed; nothing is left.
         """
         if record is None:
-            if self._template.builds and self.fds:
-                return True
             raise self._died()
+        # PID 1 and stage 1 send on their own: the order is theirs.
         if record.type == R_INIT and record.fds:
             self.init_pid, self.init_pidfd = record.value, record.fds[0]
         elif record.type in {R_STARTED, R_HELD} and record.fds:
             self.identity = record.body
             self.payload_pidfd = record.fds[0]
-            return True
         elif record.type == R_FD:
             self.fds += record.fds
+            return True
         elif record.type == R_FAILED:
             close_all(record.fds)
             raise self._failed(record)
-        return False
+        return self.init_pidfd >= 0 and self.payload_pidfd >= 0
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
@@ -317,6 +315,7 @@ class Setup:
 
     def abort(self) -> None:
         """End whatever was started, and reap it all."""
+        self._drain()
         self.control.close()
         for pidfd in (self._stage_pidfd, self.init_pidfd):
             if pidfd >= 0:
@@ -338,6 +337,17 @@ class Setup:
         close_all(self.fds)
         self.init_pidfd = self.payload_pidfd = -1
         self.fds = []
+
+    def _drain(self) -> None:
+        """Take what is still in the channel: descriptors, PID 1's above all."""
+        try:
+            while (record := self.control.receive(wait=False)) is not None:
+                if record.type == R_INIT and self.init_pidfd < 0 and record.fds:
+                    self.init_pidfd = record.fds[0]
+                else:
+                    close_all(record.fds)
+        except BlockingIOError:
+            return
 
     def _reap_group(self) -> None:
         """Reap a PID 1 that stage 1 did not live to announce: it is in the process group of stage 1."""
@@ -366,7 +376,7 @@ def start(
     template: Template,
     command: Command,
     args: Any,
-    slots: Mapping[int, int],
+    slots: list[int],
     gaps: tuple[str, ...] = (),
 ) -> Process[Any]:
     """Launch a plan; return when its program has been executed.
@@ -375,7 +385,7 @@ def start(
         template: The plan, encoded.
         command: What differs from launch to launch.
         args: The command as the caller gave it.
-        slots: Descriptors by slot; they stay the caller's.
+        slots: The descriptors, -1 for none; they stay the caller's. The first two are filled in here.
         gaps: What the layers cannot cover here.
 
     Raises:
@@ -398,7 +408,7 @@ def build(template: Template, command: Command) -> list[int]:
     Raises:
         SetupError: A step failed.
     """
-    setup = Setup(template, command, {})
+    setup = Setup(template, command, [-1] * template.slots)
     try:
         _run_setup(setup)
         fds, setup.fds = setup.fds, []

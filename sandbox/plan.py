@@ -10,9 +10,10 @@ one: a tolerated errno may skip the steps that would have used the result. Decis
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from errno import errorcode
+from itertools import accumulate
 from typing import Final, Literal, TypeAlias
 
 from sandbox.kernel import Flag
@@ -37,7 +38,7 @@ CALLS: Final = (
 )  # fmt: skip
 # Operations that straight-line calls cannot express: enum native of csrc/init/plan.h.
 OPERATIONS: Final = (
-    "clone", "write_proc", "announce", "release", "await_release", "check", "drop_bounding_set", "check_lifeline",
+    "clone", "write_proc", "announce", "await_release", "check", "drop_bounding_set", "check_lifeline",
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
 )  # fmt: skip
 _NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
@@ -359,7 +360,6 @@ class Template:
         calls = [call for _, call in plan.calls()]
         self.plan = plan
         self.slots = plan.slots
-        self.builds = any(call.call == "end" for call in calls)
         self._index = {call.key: i for i, call in enumerate(calls)}
         self._late: list[tuple[int, Late]] = []
         self._data_at: dict[int | bytes, int] = {}
@@ -439,25 +439,23 @@ class Template:
             KeyError: The command lacks a value that the plan needs.
         """
         out = bytearray(self._fixed)
-        words = (*command.argv, *command.env, *command.candidates)
+        argv, env, candidates = command.argv, command.env, command.candidates
+        words = (*argv, *env, *candidates)
         pointers = len(out)
         # argv and envp end with a null pointer; candidates are counted.
         count = len(words) + 2
         strings = pointers + 8 * count
-        offsets: list[int] = []
-        for word in words:
-            offsets.append(strings)
-            strings += len(word) + 1
-        argc, envc = len(command.argv), len(command.env)
-        envp = argc + 1
-        candidates = envp + envc + 1
+        offsets = [strings + at for at in accumulate([len(word) + 1 for word in words], initial=0)]
+        argc, envc = len(argv), len(env)
         places = {
             "argv": pointers,
-            "envp": pointers + 8 * envp,
-            "candidates": pointers + 8 * candidates,
-            "candidate_count": len(command.candidates),
+            "envp": pointers + 8 * (argc + 1),
+            "candidates": pointers + 8 * (argc + envc + 2),
+            "candidate_count": len(candidates),
         }
-        out += struct.pack(f"<{count}Q", *offsets[:argc], 0, *offsets[argc : argc + envc], 0, *offsets[argc + envc :])
+        out += struct.pack(
+            f"<{count}Q", *offsets[:argc], 0, *offsets[argc : argc + envc], 0, *offsets[argc + envc : -1]
+        )
         if words:
             out += b"\0".join(words) + b"\0"
         for name, value in command.values:
@@ -508,9 +506,9 @@ def _variable(name: str, value: str) -> bytes:
     return raw
 
 
-def candidates(program: bytes, path: str) -> Sequence[bytes]:
+def candidates(program: bytes, path: str) -> tuple[bytes, ...]:
     """Return the paths that execve tries for a program: itself with a slash in it, else one a directory of PATH."""
     if b"/" in program:
         return (program,)
     folders = path.encode("utf-8", "surrogateescape").split(b":")
-    return tuple((folder.rstrip(b"/") or b"/.") + b"/" + program for folder in folders if folder) or (program,)
+    return tuple([(folder.rstrip(b"/") or b"/.") + b"/" + program for folder in folders if folder]) or (program,)

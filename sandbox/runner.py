@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, overload
 
 from sandbox import host, launch
@@ -57,6 +58,7 @@ class RunOptions(LaunchOptions, total=False):
 _HOST_IDS: Final = range(1_879_048_192, 2_147_483_647)
 _MAX_VARIANTS: Final = 16
 _MAX_TREES: Final = 8
+_PLAIN: Final = Variant()
 
 
 def caller(spec: Spec) -> Caller:
@@ -84,13 +86,8 @@ def caller(spec: Spec) -> Caller:
     return Caller(uid, gid, privileged=True)
 
 
-def command_for(
-    spec: Spec,
-    args: Args,
-    env: Mapping[str, str] | None = None,
-    executable: StrOrBytesPath | None = None,
-) -> Command:
-    """Encode a command.
+def words_of(args: Args, executable: StrOrBytesPath | None = None) -> tuple[tuple[bytes, ...], bytes]:
+    """Encode a command; return its words and the program to execute.
 
     Raises:
         TypeError: args is one string, or holds what is no path.
@@ -98,39 +95,59 @@ def command_for(
     """
     if isinstance(args, str | bytes | os.PathLike):
         raise TypeError(f"args must be a sequence of words, not one {type(args).__name__}: there is no shell")
-    argv = tuple(os.fsencode(word) for word in args)
+    argv = tuple(map(os.fsencode, args))
     if not argv:
         raise ValueError("args must hold at least the program")
     program = argv[0] if executable is None else os.fsencode(executable)
     if not program:
         raise ValueError("the program's name is empty")
-    for word in (*argv, program):
-        if b"\0" in word:
-            raise ValueError(f"args must not hold a NUL byte, got {word!r}")
-    variables = dict(spec.env) if env is None else env
-    if not isinstance(variables, Mapping):
-        raise TypeError(f"env must be a mapping, not {type(variables).__name__}")
-    path = variables.get("PATH", "/usr/bin:/bin")
-    return Command(argv, environment(variables), tuple(candidates(program, path)))
+    if any(b"\0" in word for word in argv) or b"\0" in program:
+        raise ValueError(f"args must not hold a NUL byte, got {args!r}")
+    return argv, program
+
+
+class Environment:
+    """Variables, encoded once."""
+
+    __slots__ = ("encoded", "path")
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        if not isinstance(variables, Mapping):
+            raise TypeError(f"env must be a mapping, not {type(variables).__name__}")
+        self.encoded = environment(variables)
+        self.path = variables.get("PATH", "/usr/bin:/bin")
+
+
+class _Ready:
+    """A compiled plan with all that a launch needs beside it."""
+
+    __slots__ = ("compiled", "template", "tree")
+
+    def __init__(self, compiled: Compiled, tree: "launch.Kept | None") -> None:
+        self.compiled = compiled
+        self.template = Template(compiled.plan)
+        self.tree = tree
 
 
 class _Cache:
     """What was compiled of one Sandbox for one caller."""
 
-    def __init__(self, who: Caller, stamp: tuple[int, int]) -> None:
-        self.who = who
-        self.stamp = stamp
-        self.launches = 0
-        self.tree_works = True
-        self.templates: dict[Variant, tuple[Compiled, Template]] = {}
-        self.commands: dict[tuple[str, ...], Command] = {}
+    __slots__ = ("env", "gid", "inside", "ready", "stamp", "uid", "who")
+
+    def __init__(self, spec: Spec, uid: int, gid: int, stamp: int) -> None:
+        self.uid, self.gid, self.stamp = uid, gid, stamp
+        self.who = caller(spec)
+        self.inside = inside_ids(spec, self.who)
+        self.env = Environment(dict(spec.env))
+        # How often a variant was launched, then what serves it from the second time on.
+        self.ready: dict[Variant, _Ready | None] = {}
 
 
 class _Trees:
     """Root trees that were built once, as detached mounts; the least recently used is given up."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Tree, Caller], launch._Kept] = {}
+        self._kept: dict[tuple[Tree, Caller], launch.Kept] = {}
 
     def get(self, tree: "Tree", who: Caller) -> int | None:
         """Return a tree's descriptor; None when this kernel cannot clone detached trees."""
@@ -146,13 +163,13 @@ class _Trees:
             except SetupError:
                 # Before Linux 6.15; or a cause that the launch itself will meet and report.
                 return None
-            kept = launch._Kept.of(fd)
+            kept = launch.Kept.of(fd)
         self._kept[key] = kept
         while len(self._kept) > _MAX_TREES:
             oldest = self._kept.pop(next(iter(self._kept)))
             if oldest.valid():
                 os.close(oldest.fd)
-        return kept.fd
+        return kept
 
 
 _trees = _Trees()
@@ -204,14 +221,20 @@ def _host_ids_cached() -> range:
     return _ids[1]
 
 
-def _template(cache: _Cache, spec: Spec, variant: Variant) -> tuple[Compiled, Template]:
-    found = cache.templates.get(variant)
-    if found is None:
-        if len(cache.templates) >= _MAX_VARIANTS:
-            cache.templates.clear()
-        compiled = compile_plan(spec, cache.who, variant)
-        found = cache.templates[variant] = compiled, Template(compiled.plan)
-    return found
+def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
+    """Compile a variant; the second launch of it builds the tree that all later ones clone."""
+    compiled = compile_plan(spec, cache.who, variant)
+    if variant not in cache.ready:
+        if len(cache.ready) >= _MAX_VARIANTS:
+            cache.ready.clear()
+        # One launch alone does not pay for a tree that is kept.
+        cache.ready[variant] = None
+        return _Ready(compiled, None)
+    tree = _trees.get(compiled.tree, cache.who) if compiled.tree.nodes else None
+    if tree is not None:
+        compiled = compile_plan(spec, cache.who, replace(variant, cached_tree=True))
+    ready = cache.ready[variant] = _Ready(compiled, tree)
+    return ready
 
 
 class _Streams:
@@ -293,55 +316,44 @@ class Runner:
     ) -> Process[Any]:
         """Launch; the caller's ends in `streams` become the caller's business."""
         spec = self._spec
-        command = command_for(spec, args, env, executable)
+        argv, program = words_of(args, executable)
         extra = _extra_fds(pass_fds, fds) if pass_fds or fds else {}
         inside_cwd = None
         if cwd is not None:
             inside_cwd = os.fsdecode(cwd)
             if not inside_cwd.startswith("/"):
                 raise ValueError(f"cwd must be an absolute path inside, got {cwd!r}")
-        cache = self._cache
-        uid, gid = os.geteuid(), os.getegid()
-        stamp = host.stamp()
-        if cache is None or (cache.who.uid, cache.who.gid, cache.stamp) != (uid, gid, stamp):
-            cache = self._cache = _Cache(caller(spec), stamp)
-        cache.launches += 1
-        variant = Variant(tuple(extra), cwd=inside_cwd)
-        tree_fd = -1
-        # One launch alone does not pay for a tree that is kept.
-        if plan is None and cache.tree_works and cache.launches > 1:
-            compiled, _ = _template(cache, spec, variant)
-            found = _trees.get(compiled.tree, cache.who) if compiled.tree.nodes else None
-            if found is None:
-                cache.tree_works = False
-            else:
-                tree_fd = found
-                variant = Variant(tuple(extra), cwd=inside_cwd, cached_tree=True)
-        compiled, template = _template(cache, spec, variant)
+        cache: _Cache | None = self._cache
+        uid, gid, stamp = os.geteuid(), os.getegid(), host.stamp()
+        if cache is None or cache.uid != uid or cache.gid != gid or cache.stamp != stamp:
+            cache = self._cache = _Cache(spec, uid, gid, stamp)
+        variables = cache.env if env is None else Environment(env)
+        variant = Variant(tuple(extra), cwd=inside_cwd) if extra or inside_cwd is not None else _PLAIN
+        ready = cache.ready.get(variant)
+        if ready is None or (ready.tree is not None and not ready.tree.valid()):
+            ready = _prepare(cache, spec, variant)
+        compiled, template = ready.compiled, ready.template
         if plan is not None:
-            template = Template(plan)
-        slots = dict(zip((3, 4, 5), streams.child, strict=True))
+            compiled, template = compile_plan(spec, cache.who, variant), Template(plan)
+        slots = [-1] * template.slots
+        slots[3:6] = streams.child
         for number, slot in compiled.fd_slots.items():
             slots[slot.index] = extra[number]
-        if compiled.tree_slot is not None:
-            slots[compiled.tree_slot.index] = tree_fd
-        inside_uid, inside_gid = inside_ids(spec, cache.who)
-        host_uid, host_gid, claimed = uid, gid, -1
+        if compiled.tree_slot is not None and ready.tree is not None:
+            slots[compiled.tree_slot.index] = ready.tree.fd
+        claimed = -1
         if cache.who.privileged and not spec.host_root:
-            host_uid, claimed = _claim_host_id()
-            host_gid = host_uid
+            uid, claimed = _claim_host_id()
+            gid = uid
             slots[2] = claimed
-        command = Command(
-            command.argv,
-            command.env,
-            command.candidates,
-            (
-                ("uid_map", b"%d %d 1\n" % (inside_uid, host_uid)),
-                ("gid_map", b"%d %d 1\n" % (inside_gid, host_gid)),
-                ("host_uid", host_uid),
-                ("host_gid", host_gid),
-            ),
+        inside_uid, inside_gid = cache.inside
+        values = (
+            ("uid_map", b"%d %d 1\n" % (inside_uid, uid)),
+            ("gid_map", b"%d %d 1\n" % (inside_gid, gid)),
+            ("host_uid", uid),
+            ("host_gid", gid),
         )
+        command = Command(argv, variables.encoded, candidates(program, variables.path), values)
         try:
             return launch.start(template, command, args, slots, compiled.gaps)
         except SetupError:

@@ -37,7 +37,7 @@
 #define CLOCK_MONOTONIC 1
 #define F_SETFD 2
 #define FD_CLOEXEC 1
-#define MAX_PAYLOADS 64
+#define MAX_PAYLOADS 32
 #define KIB 1024
 
 enum segment role = STAGE;
@@ -126,38 +126,51 @@ static _Noreturn void be_init(void);
 
 /* ------------------------------------------------------------------- stage 1 */
 
+/* PID 1 shares stage 1's memory, and has this stack: to copy so little would take longer than to fill it. */
+static char init_stack[16 * KIB] __attribute__((aligned(16)));
+
+static void init_starts(void)
+{
+    role = INIT;
+    call1(__NR_close, gate[1]); /* the number stays: stage 1 reads it in the same memory */
+    run_segment(INIT);
+    be_init();
+}
+
 long start_init(unsigned long flags, int cgroup)
 {
     long pid = call2(__NR_pipe2, gate, O_CLOEXEC);
 
     if (pid < 0)
         return pid;
+    flags |= CLONE_PARENT | CLONE_PIDFD;
     if (cgroup >= 0) {
-        uint64_t arguments[11] = {flags | CLONE_PARENT | CLONE_PIDFD | CLONE_INTO_CGROUP,
-                                  (uint64_t)(uintptr_t)&init_pidfd};
+        /* struct clone_args: only clone3 can put the child into a control group; this one is a fork. */
+        uint64_t arguments[11] = {flags | CLONE_INTO_CGROUP, (uint64_t)(uintptr_t)&init_pidfd};
         arguments[10] = (uint64_t)cgroup;
         pid = call2(__NR_clone3, arguments, sizeof arguments);
+        if (pid == 0)
+            init_starts();
     } else {
-        pid = fork_with(flags | CLONE_PARENT | CLONE_PIDFD, &init_pidfd);
+        pid = clone_on(flags | CLONE_VM, &init_pidfd, init_stack + sizeof init_stack, init_starts);
     }
-    if (pid)
-        return init_pid = pid;
-    role = INIT;
-    close_fd(&gate[1]);
-    run_segment(INIT);
-    be_init();
+    return init_pid = pid;
 }
 
+/*
+ * The last thing that stage 1 does. PID 1 goes first, it has more to do; and from then on the memory is its
+ * own, which unmaps the plan: nothing of the plan is read here.
+ */
 long announce(void)
 {
     struct record record = {.type = R_INIT, .value = init_pid};
+    long error = call3(__NR_write, gate[1], "", 1);
 
-    return send_record(control, &record, &init_pidfd, 1);
-}
-
-long release(void)
-{
-    return call3(__NR_write, gate[1], "", 1);
+    if (error < 0)
+        return error;
+    /* A launcher that is gone is noticed by PID 1. */
+    (void)send_record(control, &record, &init_pidfd, 1);
+    quit(0);
 }
 
 /* ------------------------------------------------------------------- PID 1 */
@@ -205,9 +218,23 @@ long check_lifeline(void)
     return poll_now(control, 0) & (POLLHUP | POLLERR) ? -E_PIPE : 0;
 }
 
-long spawn(unsigned long flags)
+static char payload_stack[16 * KIB] __attribute__((aligned(16)));
+
+static void payload_starts(void)
 {
-    int pair[2];
+    role = PAYLOAD;
+    run_segment(PAYLOAD);
+    fail((int)(plan->first[PAYLOAD] + plan->count[PAYLOAD]), E_PROTO, "the plan ends without an execve");
+}
+
+/*
+ * Clone the payload. It shares the memory of PID 1 until it executes its program: set-up takes no copy. wait:
+ * PID 1 sleeps until then, as after vfork, and knows the outcome. Otherwise a socket pair tells, and its
+ * other end is what a held payload waits on.
+ */
+long spawn(int wait)
+{
+    int pair[2] = {-1, -1};
     struct payload *free_one = 0;
 
     for (int i = 0; i < MAX_PAYLOADS && !free_one; i++)
@@ -219,30 +246,31 @@ long spawn(unsigned long flags)
         call6(__NR_mmap, 0, sizeof(struct shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (page < 0 && page > -4096)
         return page;
-    long error = call4(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
+    long error = wait ? 0 : call4(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
     if (error < 0) {
         call2(__NR_munmap, page, sizeof(struct shared));
         return error;
     }
     shared = (struct shared *)page;
-    int pidfd = -1;
-    int64_t since = now();
-    long pid = fork_with(flags | CLONE_PIDFD | SIGCHLD, &pidfd);
-    if (pid == 0) {
-        role = PAYLOAD;
-        sync_fd = pair[1];
-        call1(__NR_close, pair[0]);
-        run_segment(PAYLOAD);
-        fail((int)(plan->first[PAYLOAD] + plan->count[PAYLOAD]), E_PROTO, "the plan ends without an execve");
+    *free_one = (struct payload){.sync = pair[0], .pidfd = -1, .since = now(), .shared = shared};
+    sync_fd = pair[1];
+    long pid;
+    if (wait) {
+        pid = clone_on(CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &free_one->pidfd,
+                       payload_stack + sizeof payload_stack, payload_starts);
+        role = INIT; /* what the payload wrote, we read */
+    } else {
+        pid = call5(__NR_clone, CLONE_PIDFD | SIGCHLD, 0, &free_one->pidfd, 0, 0);
+        if (pid == 0)
+            payload_starts();
+        call1(__NR_close, sync_fd);
     }
-    call1(__NR_close, pair[1]);
     if (pid < 0) {
-        call1(__NR_close, pair[0]);
+        close_fd(&free_one->sync);
         call2(__NR_munmap, page, sizeof(struct shared));
         return pid;
     }
-    *free_one =
-        (struct payload){.pid = (int)pid, .sync = pair[0], .pidfd = pidfd, .since = since, .shared = shared};
+    free_one->pid = (int)pid;
     return pid;
 }
 
@@ -279,8 +307,13 @@ static void settle(struct payload *p, int dead, int status)
         tell(&record, &p->pidfd, 1);
     }
     close_fd(&p->pidfd);
-    call2(__NR_munmap, p->shared, sizeof(struct shared));
-    p->shared = 0;
+}
+
+/* After a clone that waited the outcome is known, unless the payload died of a signal: then SIGCHLD tells. */
+static void settle_if_known(struct payload *p)
+{
+    if (p->sync < 0 && p->shared->stage >= PAYLOAD_EXECS)
+        settle(p, 0, 0);
 }
 
 /* Without a pid namespace of its own there is no "all of it": children, again and again, until none is left.
@@ -338,9 +371,13 @@ static _Noreturn void finish(int status, int64_t since)
     int64_t rusage[18] = {0};
     int other;
 
-    do {
-        kill_all();
-        long pid = call4(__NR_wait4, -1, &other, 0, 0);
+    for (;;) {
+        /* Orphans come to PID 1: without a child nothing is left, and nobody has to be looked for. */
+        long pid = call4(__NR_wait4, -1, &other, WNOHANG, 0);
+        if (pid == 0) {
+            kill_all();
+            pid = call4(__NR_wait4, -1, &other, 0, 0);
+        }
         if (pid == -E_CHILD)
             break;
         struct payload *p = pid > 0 ? find(pid) : 0;
@@ -349,10 +386,12 @@ static _Noreturn void finish(int status, int64_t since)
                 settle(p, 1, other);
             record.value = other;
         }
-    } while (1);
+    }
     call2(__NR_getrusage, RUSAGE_CHILDREN, rusage);
-    copy_usage(&record.body.usage, rusage);
-    record.body.usage.wall_ns = now() - since;
+    copy_usage(&record.body.end.usage, rusage);
+    record.body.end.usage.wall_ns = now() - since;
+    if (payloads[0].shared)
+        record.body.end.identity = payloads[0].shared->identity;
     tell(&record, 0, 0);
     quit(0);
 }
@@ -378,10 +417,13 @@ static void reap(void)
         }
         if (p->started > 0) {
             struct record record = {.type = R_ENDED, .id = p->id, .value = status};
-            copy_usage(&record.body.usage, rusage);
-            record.body.usage.wall_ns = now() - p->since;
+            copy_usage(&record.body.end.usage, rusage);
+            record.body.end.usage.wall_ns = now() - p->since;
+            record.body.end.identity = p->shared->identity;
             tell(&record, 0, 0);
         }
+        call2(__NR_munmap, p->shared, sizeof(struct shared));
+        p->shared = 0;
         p->pid = 0;
     }
 }
@@ -406,9 +448,11 @@ static void serve_spawn(const struct record *request, int *fds, int count)
         for (int i = 1; i < count; i++)
             plan->slot[i - 1] = fds[i];
         plan->slot[SLOT_CONTROL] = control;
-        error = (int)spawn(0);
+        error = (int)spawn(1);
         if (error > 0) {
-            find(error)->id = request->id;
+            struct payload *p = find(error);
+            p->id = request->id;
+            settle_if_known(p);
             error = 0;
         }
         unmap_plan(plan);
@@ -536,6 +580,7 @@ static _Noreturn void be_init(void)
     unmap_plan(plan);
     if (!payloads[0].pid || close_except(keep, 6) < 0)
         quit(125);
+    settle_if_known(&payloads[0]);
     wait_loop();
 }
 

@@ -12,6 +12,8 @@
 #define AT_EMPTY_PATH 0x1000
 #define CLONE_PARENT 0x00008000UL
 #define CLONE_PIDFD 0x00001000UL
+#define CLONE_VM 0x00000100UL
+#define CLONE_VFORK 0x00004000UL
 
 /* Which of the three processes this one is. */
 extern enum segment role;
@@ -42,10 +44,9 @@ int receive_record(int channel, struct record *record, int *fds, int room);
 _Noreturn void quit(int status);
 long start_init(unsigned long flags, int cgroup);
 long announce(void);
-long release(void);
 long await_release(void);
 long check_lifeline(void);
-long spawn(unsigned long flags);
+long spawn(int wait);
 long reset_signals(void);
 
 /* verify.c */

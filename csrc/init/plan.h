@@ -28,13 +28,12 @@ enum expectation { ANY, EQUAL, AT_LEAST };
 enum native {
     OP_CLONE = NATIVE, /* (flags, cgroup fd or -1): PID 1 starts with the next segment; result: its pid */
     OP_WRITE_PROC,     /* (proc fd, pid, name, text, size): write /proc/PID/NAME */
-    OP_ANNOUNCE,       /* (): send PID 1's pid and pidfd */
-    OP_RELEASE,        /* (): let PID 1 go on */
+    OP_ANNOUNCE,       /* (): let PID 1 go on, send its pid and pidfd, end */
     OP_AWAIT,          /* (): wait for OP_RELEASE; a broken handshake fails */
     OP_CHECK,          /* (address, width, expected, errno): fail unless the memory holds the value */
     OP_DROP_BOUNDING,  /* (mask of capabilities to keep): drop all others from the bounding set */
     OP_LIFELINE,       /* (): fail when the launcher is gone already */
-    OP_SPAWN,          /* (clone flags): fork the payload, which runs the last segment */
+    OP_SPAWN,          /* (wait): clone the payload, which runs the last segment; wait: until it executes */
     OP_RESET_SIGNALS,  /* (): every disposition to default */
     OP_PLACE,          /* (pairs, count): pairs of (number inside, slot); everything else closes on exec */
     OP_VERIFY,         /* (struct identity, mask of what to compare): the self-check */
@@ -75,9 +74,7 @@ struct plan {
 enum { SLOT_CONTROL, SLOT_LIFELINE, SLOT_CLAIM, SLOT_STDIN, SLOT_STDOUT, SLOT_STDERR, SLOT_FREE };
 
 /* plan.flags */
-enum {
-    OWN_GROUP = 1
-}; /* stage 1 starts a process group, so that the launcher can find PID 1 whatever happens */
+enum { OWN_GROUP = 1 }; /* stage 1 starts a process group: the launcher finds PID 1 by it, whatever happens */
 
 /* Records. Fixed size: whoever reads one knows that it is whole. */
 #define RECORD_SIZE 1024
@@ -86,7 +83,7 @@ enum record_type {
     R_FAILED,    /* step, error, text */
     R_HELD,      /* body: identity */
     R_STARTED,   /* body: identity; with the payload's pidfd */
-    R_ENDED,     /* value: wait status; body: usage */
+    R_ENDED,     /* value: wait status; body: end */
     R_FD,        /* value: tag; with the descriptor */
     R_REFUSED,   /* error: a request that could not be served */
     Q_KILL = 64, /* kill everything, reap, report, exit */
@@ -115,13 +112,18 @@ struct usage {
     int64_t blocks_in, blocks_out, voluntary_switches, involuntary_switches, wall_ns;
 };
 
+struct end {
+    struct usage usage;
+    struct identity identity;
+};
+
 struct record {
     uint32_t type, id;
     int32_t step, error;
     int64_t value;
     union {
         struct identity identity;
-        struct usage usage;
+        struct end end;
         char text[RECORD_SIZE - 24];
     } body;
 };

@@ -207,7 +207,7 @@ static long place(const uint32_t *pairs, uint64_t count)
             return fd;
         source[i] = (int)fd;
     }
-    if (sync_fd <= highest) {
+    if (sync_fd >= 0 && sync_fd <= highest) {
         long fd = call3(__NR_fcntl, sync_fd, F_DUPFD_CLOEXEC, highest + 1);
         if (fd < 0)
             return fd;
@@ -276,8 +276,6 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
                                        : -E_FAULT;
     case OP_ANNOUNCE:
         return announce();
-    case OP_RELEASE:
-        return release();
     case OP_AWAIT:
         return await_release();
     case OP_CHECK:
@@ -288,7 +286,7 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
     case OP_LIFELINE:
         return check_lifeline();
     case OP_SPAWN:
-        return spawn(a[0]);
+        return spawn(a[0] != 0);
     case OP_RESET_SIGNALS:
         return reset_signals();
     case OP_PLACE:

@@ -76,13 +76,72 @@ static inline long call6(long number, long a, long b, long c, long d, long e, lo
 #define call0(n) call6(n, 0, 0, 0, 0, 0, 0)
 
 /*
- * A fork whose child runs on a copy of this very stack; the child's pidfd is stored in *pidfd. The two last
- * arguments change places between architectures and are 0 everywhere.
+ * A clone whose child runs `start` on a stack of its own and never returns: with CLONE_VM nothing is copied.
+ * The child's pidfd is stored in *pidfd. `start` is called on the child's side of the very system call,
+ * because nothing of the parent's frame can be used there.
  */
-static inline long fork_with(unsigned long flags, int *pidfd)
+#if defined(__x86_64__)
+static inline long clone_on(unsigned long flags, int *pidfd, void *stack_end, void (*start)(void))
 {
-    return call5(__NR_clone, flags, 0, pidfd, 0, 0);
+    long result;
+    register long r10 __asm__("r10") = 0;
+    register long r8 __asm__("r8") = 0;
+    register void (*r9)(void) __asm__("r9") = start;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "call *%%r9\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "0"((long)__NR_clone), "D"(flags), "S"(stack_end), "d"(pidfd), "r"(r10), "r"(r8),
+                       "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
 }
+#elif defined(__aarch64__)
+static inline long clone_on(unsigned long flags, int *pidfd, void *stack_end, void (*start)(void))
+{
+    register long x8 __asm__("x8") = __NR_clone;
+    register long x0 __asm__("x0") = (long)flags;
+    register void *x1 __asm__("x1") = stack_end;
+    register int *x2 __asm__("x2") = pidfd;
+    register long x3 __asm__("x3") = 0;
+    register long x4 __asm__("x4") = 0;
+    register void (*x5)(void) __asm__("x5") = start;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "blr x5\n\t"
+                     "brk #0\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory");
+    return x0;
+}
+#else
+static inline long clone_on(unsigned long flags, int *pidfd, void *stack_end, void (*start)(void))
+{
+    register long a7 __asm__("a7") = __NR_clone;
+    register long a0 __asm__("a0") = (long)flags;
+    register void *a1 __asm__("a1") = stack_end;
+    register int *a2 __asm__("a2") = pidfd;
+    register long a3 __asm__("a3") = 0;
+    register long a4 __asm__("a4") = 0;
+    register void (*a5)(void) __asm__("a5") = start;
+    __asm__ volatile("ecall\n\t"
+                     "bnez a0, 1f\n\t"
+                     "jalr a5\n\t"
+                     "ebreak\n"
+                     "1:"
+                     : "+r"(a0)
+                     : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5)
+                     : "memory");
+    return a0;
+}
+#endif
 
 /* errno values that init itself uses; the kernel's own pass through as numbers. */
 enum {

@@ -60,8 +60,11 @@ static void read_capabilities(struct identity *found)
         if (bounding < 0) /* EINVAL: past the last capability */
             break;
         found->capability[3] |= (uint64_t)(bounding > 0) << i;
-        long ambient = call5(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, i, 0, 0);
-        found->capability[4] |= (uint64_t)(ambient > 0) << i;
+        /* The kernel keeps the ambient set within what is both permitted and inheritable. */
+        if (found->capability[1] & found->capability[2] & 1ull << i) {
+            long ambient = call5(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, i, 0, 0);
+            found->capability[4] |= (uint64_t)(ambient > 0) << i;
+        }
     }
 }
 
