@@ -8,7 +8,6 @@ descriptors that they do not know, and fork.
 
 import errno
 import os
-import select
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from sandbox.process import (
     R_HELD,
     R_INIT,
     R_STARTED,
-    RECORD_SIZE,
     Process,
     Record,
     close_all,
@@ -33,7 +31,6 @@ from sandbox.process import (
 )
 
 _INIT_PATH = os.path.join(os.path.dirname(__file__), "init")
-_STALL_CHECK = 1.0  # seconds of silence after which a set-up is looked at: has somebody stopped it?
 
 
 def _error(call: str) -> OSError:
@@ -112,11 +109,18 @@ def _own_pidfd() -> int:
     return fd
 
 
+_EAGAIN, _EINTR, _ECONNRESET = -errno.EAGAIN, -errno.EINTR, -errno.ECONNRESET
+_MSG_DONTWAIT = 0x40
+
+
 class ControlChannel:
     """The caller's end of the control channel."""
 
+    __slots__ = ("_fd", "_message")
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._message = ffi.new("struct launch_message *")
 
     def fileno(self) -> int:
         """Return its descriptor."""
@@ -126,22 +130,22 @@ class ControlChannel:
         """Return the next record; None at the end of file.
 
         Raises:
-            BlockingIOError: There is none, and `wait` is false.
+            BlockingIOError: There is none: at once without `wait`, after a second with it.
         """
-        buffer = ffi.new("char[]", RECORD_SIZE)
-        fds = ffi.new("int[]", lib.LAUNCH_MAX_SLOTS)
-        count = ffi.new("int *")
-        flags = 0 if wait else 0x40  # MSG_DONTWAIT
-        while (size := lib.launch_receive(self._fd, buffer, fds, count, flags)) < 0:
-            number = ffi.errno
-            if number == errno.ECONNRESET:
+        message = self._message
+        flags = 0 if wait else _MSG_DONTWAIT
+        while (size := lib.launch_receive(self._fd, message, flags)) < 0:
+            if size == _ECONNRESET:
                 return None
-            if number != errno.EINTR:
-                raise OSError(number, f"recvmsg: {os.strerror(number)}")
-        received = tuple(fds[i] for i in range(count[0]))
+            if size == _EAGAIN:
+                raise BlockingIOError(errno.EAGAIN, "no record yet")
+            if size != _EINTR:
+                raise OSError(-size, f"recvmsg: {os.strerror(-size)}")
         if size == 0:
             return None
-        return parse_record(bytes(ffi.buffer(buffer, size)), received)
+        count = message.fd_count
+        fds = tuple(ffi.unpack(message.fds, count)) if count else ()
+        return parse_record(ffi.unpack(message.record, size), fds)
 
     def send(self, record: bytes) -> None:
         """Send a request; that nobody is there any more is told by the end of file."""
@@ -204,7 +208,7 @@ class Setup:
     def __init__(self, template: Template, command: Command, slots: list[int]) -> None:
         self._template = template
         self._command = command
-        self.init_pid = self.init_pidfd = self.payload_pidfd = -1
+        self.init_pid = self.init_pidfd = -1
         self.identity = b""
         self.fds: list[int] = []
         ours, theirs = _socketpair()
@@ -230,16 +234,15 @@ class Setup:
         # PID 1 and stage 1 send on their own: the order is theirs.
         if record.type == R_INIT and record.fds:
             self.init_pid, self.init_pidfd = record.value, record.fds[0]
-        elif record.type in {R_STARTED, R_HELD} and record.fds:
+        elif record.type in {R_STARTED, R_HELD}:
             self.identity = record.body
-            self.payload_pidfd = record.fds[0]
         elif record.type == R_FD:
             self.fds += record.fds
             return True
         elif record.type == R_FAILED:
             close_all(record.fds)
             raise self._failed(record)
-        return self.init_pidfd >= 0 and self.payload_pidfd >= 0
+        return bool(self.identity) and self.init_pidfd >= 0
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
@@ -332,10 +335,8 @@ class Setup:
             os.close(self.init_pidfd)
         else:
             self._reap_group()
-        if self.payload_pidfd >= 0:
-            os.close(self.payload_pidfd)
         close_all(self.fds)
-        self.init_pidfd = self.payload_pidfd = -1
+        self.init_pidfd = -1
         self.fds = []
 
     def _drain(self) -> None:
@@ -360,15 +361,15 @@ class Setup:
 
 def _run_setup(setup: Setup) -> None:
     """Take records, blocking, until the setup is complete."""
-    poller = select.poll()
-    poller.register(setup.control.fileno(), select.POLLIN)
     while True:
-        if not poller.poll(_STALL_CHECK * 1000):
+        try:
+            record = setup.control.receive(wait=True)
+        except BlockingIOError:
             stalled = setup.stalled()
             if stalled is not None:
-                raise stalled
+                raise stalled from None
             continue
-        if setup.take(setup.control.receive(wait=True)):
+        if setup.take(record):
             return
 
 
@@ -399,7 +400,7 @@ def start(
     except BaseException:
         setup.abort()
         raise
-    return Process(args, setup.control, setup.init_pid, setup.init_pidfd, setup.payload_pidfd, enforced)
+    return Process(args, setup.control, setup.init_pid, setup.init_pidfd, enforced)
 
 
 def build(template: Template, command: Command) -> list[int]:

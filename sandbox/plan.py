@@ -361,7 +361,7 @@ class Template:
         self.plan = plan
         self.slots = plan.slots
         self._index = {call.key: i for i, call in enumerate(calls)}
-        self._late: list[tuple[int, Late]] = []
+        self._late: list[tuple[int, str]] = []
         self._data_at: dict[int | bytes, int] = {}
         self._data = bytearray()
         self._data_base = _HEADER_SIZE + _STEP.size * len(calls)
@@ -415,7 +415,7 @@ class Template:
                 case Slot():
                     values[i], kinds[i] = arg.index, _SLOT
                 case Late():
-                    self._late.append((at + 8 * i, arg))
+                    self._late.append((at // 8 + i, arg.name))
                     kinds[i] = _DATA if arg.pointer else _VALUE
         store, width = 0, 0
         if call.store is not None:
@@ -465,9 +465,10 @@ class Template:
                 out += value + b"\0"
             else:
                 places[name] = value
-        for at, late in self._late:
-            struct.pack_into("<Q", out, at, places[late.name] & _MASK)
         out += bytes(-len(out) % 8)
+        with memoryview(out).cast("Q") as numbers:
+            for at, name in self._late:
+                numbers[at] = places[name]
         relocations = len(out)
         out += struct.pack("<2I", pointers, count)
         magic, version, flags, steps, step_count, *segments = self._head

@@ -186,7 +186,7 @@ _RECORD = Struct("<2I2iq")
 _IDENTITY = Struct("<8I5Q")
 _USAGE = Struct("<10q")
 R_INIT, R_FAILED, R_HELD, R_STARTED, R_ENDED, R_FD, R_REFUSED = range(1, 8)
-Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN = range(64, 69)
+Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN, Q_SIGNAL, Q_PIDFD = range(64, 71)
 
 CAPABILITIES: Final = (
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
@@ -281,7 +281,7 @@ class Control(Protocol):
         ...
 
     def receive(self, *, wait: bool) -> Record | None:
-        """Return the next record; None at the end of file; BlockingIOError when there is none and wait is false."""
+        """Return the next record; None at the end of file; BlockingIOError when there is none, with wait after 1 s."""
         ...
 
     def send(self, record: bytes) -> None:
@@ -333,7 +333,6 @@ class Process(Generic[AnyStr]):
         control: Control,
         init_pid: int,
         init_pidfd: int,
-        payload_pidfd: int,
         enforced: Enforced,
     ) -> None:
         self.args = args
@@ -345,7 +344,6 @@ class Process(Generic[AnyStr]):
         self.stdout: IO[AnyStr] | None = None
         self.stderr: IO[AnyStr] | None = None
         self._control: Control | None = control
-        self._payload_pidfd = payload_pidfd
         self._usage = Usage()
         self._reason = Reason.EXITED
         self._detail = ""
@@ -376,9 +374,6 @@ class Process(Generic[AnyStr]):
         if control is not None:
             control.close()
         _pidfd_wait(self.init_pidfd)
-        if self._payload_pidfd >= 0:
-            os.close(self._payload_pidfd)
-            self._payload_pidfd = -1
 
     def _take(self, record: Record | None) -> None:
         if record is None:
@@ -395,7 +390,10 @@ class Process(Generic[AnyStr]):
             assert self._control is not None
             if deadline is not None and not _readable(self._control.fileno(), deadline):
                 return False
-            self._take(self._control.receive(wait=True))
+            try:
+                self._take(self._control.receive(wait=True))
+            except BlockingIOError:
+                continue
         return True
 
     # Popen's interface.
@@ -431,11 +429,10 @@ class Process(Generic[AnyStr]):
 
     def send_signal(self, signal: int, /) -> None:
         """Send a signal to the payload; nothing happens when it has ended."""
-        if self.poll() is None and self._payload_pidfd >= 0:
-            try:
-                _send_signal(self._payload_pidfd, signal)
-            except ProcessLookupError:
-                return
+        if not 0 <= signal <= 64:
+            raise ValueError(f"signal must be between 0 and 64, got {signal}")
+        if self.poll() is None and self._control is not None:
+            self._control.send(request(Q_SIGNAL, value=signal))
 
     def terminate(self) -> None:
         """Send SIGTERM to the payload."""
@@ -679,6 +676,10 @@ def finish(
         TimeoutExpired: The whole tree was killed; the error has what was said until then.
     """
     try:
+        piped = process.stdin is not None or process.stdout is not None or process.stderr is not None
+        if not piped and timeout is None:
+            process._wait(None)
+            return process._result(None, None)
         exchange = Exchange(process, input)
         in_time = exchange.run(_deadline(timeout))
         if not in_time:

@@ -149,7 +149,7 @@ class _Trees:
     def __init__(self) -> None:
         self._kept: dict[tuple[Tree, Caller], launch.Kept] = {}
 
-    def get(self, tree: "Tree", who: Caller) -> int | None:
+    def get(self, tree: "Tree", who: Caller) -> "launch.Kept | None":
         """Return a tree's descriptor; None when this kernel cannot clone detached trees."""
         key = tree, who
         kept = self._kept.pop(key, None)

@@ -50,7 +50,7 @@ static int gate[2] = {-1, -1};
 static long init_pid;
 
 struct payload {
-    int pid, sync, pidfd, started;
+    int pid, sync, started;
     uint32_t id;
     int64_t since;
     struct shared *shared;
@@ -234,6 +234,7 @@ static void payload_starts(void)
  */
 long spawn(int wait)
 {
+    static struct shared own; /* of a payload that shares our memory anyway */
     int pair[2] = {-1, -1};
     struct payload *free_one = 0;
 
@@ -242,32 +243,33 @@ long spawn(int wait)
             free_one = &payloads[i];
     if (!free_one)
         return -E_AGAIN;
-    long page =
-        call6(__NR_mmap, 0, sizeof(struct shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (page < 0 && page > -4096)
-        return page;
-    long error = wait ? 0 : call4(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
-    if (error < 0) {
-        call2(__NR_munmap, page, sizeof(struct shared));
-        return error;
+    if (wait && free_one == &payloads[0]) {
+        shared = &own;
+    } else {
+        long page =
+            call6(__NR_mmap, 0, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (page < 0 && page > -4096)
+            return page;
+        shared = (struct shared *)page;
     }
-    shared = (struct shared *)page;
-    *free_one = (struct payload){.sync = pair[0], .pidfd = -1, .since = now(), .shared = shared};
+    long error = wait ? 0 : call4(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
+    if (error < 0)
+        return error;
+    *free_one = (struct payload){.sync = pair[0], .since = now(), .shared = shared};
     sync_fd = pair[1];
     long pid;
     if (wait) {
-        pid = clone_on(CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &free_one->pidfd,
-                       payload_stack + sizeof payload_stack, payload_starts);
+        pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, payload_stack + sizeof payload_stack,
+                       payload_starts);
         role = INIT; /* what the payload wrote, we read */
     } else {
-        pid = call5(__NR_clone, CLONE_PIDFD | SIGCHLD, 0, &free_one->pidfd, 0, 0);
+        pid = call5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
         if (pid == 0)
             payload_starts();
         call1(__NR_close, sync_fd);
     }
     if (pid < 0) {
         close_fd(&free_one->sync);
-        call2(__NR_munmap, page, sizeof(struct shared));
         return pid;
     }
     free_one->pid = (int)pid;
@@ -304,9 +306,8 @@ static void settle(struct payload *p, int dead, int status)
         record.type = R_STARTED;
         record.value = p->pid;
         record.body.identity = p->shared->identity;
-        tell(&record, &p->pidfd, 1);
+        tell(&record, 0, 0);
     }
-    close_fd(&p->pidfd);
 }
 
 /* After a clone that waited the outcome is known, unless the payload died of a signal: then SIGCHLD tells. */
@@ -422,7 +423,7 @@ static void reap(void)
             record.body.end.identity = p->shared->identity;
             tell(&record, 0, 0);
         }
-        call2(__NR_munmap, p->shared, sizeof(struct shared));
+        call2(__NR_munmap, p->shared, sizeof *p->shared);
         p->shared = 0;
         p->pid = 0;
     }
@@ -486,6 +487,37 @@ static void serve_namespace(const struct record *request)
     call1(__NR_close, fd);
 }
 
+static struct payload *find_id(uint32_t id)
+{
+    for (int i = 0; i < MAX_PAYLOADS; i++)
+        if (payloads[i].pid && payloads[i].id == id)
+            return &payloads[i];
+    return 0;
+}
+
+/* Not reaped yet, so the pid is still the payload's. */
+static void serve_signal(const struct record *request)
+{
+    struct payload *p = find_id(request->id);
+
+    if (p)
+        call2(__NR_kill, p->pid, request->value);
+}
+
+static void serve_pidfd(const struct record *request)
+{
+    struct record record = {.type = R_FD, .id = request->id};
+    struct payload *p = find_id(request->id);
+    int fd = p ? (int)call2(__NR_pidfd_open, p->pid, 0) : -E_CHILD;
+
+    if (fd < 0) {
+        refuse(request->id, -fd);
+        return;
+    }
+    tell(&record, &fd, 1);
+    call1(__NR_close, fd);
+}
+
 static void serve(void)
 {
     struct record request;
@@ -512,6 +544,12 @@ static void serve(void)
     case Q_SPAWN:
         serve_spawn(&request, fds, count);
         break;
+    case Q_SIGNAL:
+        serve_signal(&request);
+        break;
+    case Q_PIDFD:
+        serve_pidfd(&request);
+        break;
     default:
         refuse(request.id, E_INVAL);
     }
@@ -528,7 +566,7 @@ static void hear(struct payload *p)
     if (got == 1) {
         struct record record = {.type = R_HELD, .id = p->id, .value = p->pid};
         record.body.identity = p->shared->identity;
-        tell(&record, &p->pidfd, 1);
+        tell(&record, 0, 0);
         return;
     }
     /* Dead, or about to be: then SIGCHLD tells, with the status. */
@@ -575,10 +613,10 @@ static _Noreturn void wait_loop(void)
  * for us. */
 static _Noreturn void be_init(void)
 {
-    int keep[] = {control, lifeline, claim, children_fd, payloads[0].sync, payloads[0].pidfd};
+    int keep[] = {control, lifeline, claim, children_fd, payloads[0].sync};
 
     unmap_plan(plan);
-    if (!payloads[0].pid || close_except(keep, 6) < 0)
+    if (!payloads[0].pid || close_except(keep, 5) < 0)
         quit(125);
     settle_if_known(&payloads[0]);
     wait_loop();

@@ -82,7 +82,7 @@ enum record_type {
     R_INIT = 1,  /* value: PID 1's pid; with its pidfd */
     R_FAILED,    /* step, error, text */
     R_HELD,      /* body: identity */
-    R_STARTED,   /* body: identity; with the payload's pidfd */
+    R_STARTED,   /* body: identity */
     R_ENDED,     /* value: wait status; body: end */
     R_FD,        /* value: tag; with the descriptor */
     R_REFUSED,   /* error: a request that could not be served */
@@ -92,6 +92,7 @@ enum record_type {
     Q_NAMESPACE, /* value: index of the namespace; answered by R_FD */
     Q_SPAWN,     /* with a plan, then its slots: one more payload */
     Q_SIGNAL,    /* value: signal for payload `id` */
+    Q_PIDFD,     /* the pidfd of payload `id`; answered by R_FD */
 };
 
 struct identity {

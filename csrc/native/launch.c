@@ -15,6 +15,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -174,31 +175,42 @@ static int launch_spawn(int init_fd, const char *init_path, const char *image, s
     return error ? -1 : pid;
 }
 
+/* The ends of a control channel: ours first. A receive that waits a second in vain says EAGAIN. */
 static int launch_socketpair(int *pair)
 {
-    return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+    const struct timeval patience = {.tv_sec = 1};
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return -1;
+    return setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 }
 
-/* One record: its size, 0 at the end of file, -1 with errno. Descriptors beside it are the caller's. */
-static int launch_receive(int channel, char *record, int *fds, int *fd_count, int flags)
+struct launch_message {
+    int fd_count;
+    int fds[LAUNCH_MAX_SLOTS];
+    char record[LAUNCH_RECORD_SIZE];
+};
+
+/* One record: its size, 0 at the end of file, -errno. Descriptors beside it are the caller's. */
+static int launch_receive(int channel, struct launch_message *received, int flags)
 {
     union {
         struct cmsghdr align;
-        char space[CMSG_SPACE(sizeof(int) * LAUNCH_MAX_SLOTS)];
+        char space[CMSG_SPACE(sizeof received->fds)];
     } control;
-    struct iovec iov = {record, LAUNCH_RECORD_SIZE};
+    struct iovec iov = {received->record, sizeof received->record};
     struct msghdr message = {
         .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     ssize_t size = recvmsg(channel, &message, MSG_CMSG_CLOEXEC | flags);
 
-    *fd_count = 0;
+    received->fd_count = 0;
     if (size < 0)
-        return -1;
+        return -errno;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;
-        *fd_count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-        memcpy(fds, CMSG_DATA(c), sizeof(int) * (size_t)*fd_count);
+        received->fd_count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(received->fds, CMSG_DATA(c), sizeof(int) * (size_t)received->fd_count);
     }
     return (int)size;
 }
