@@ -421,7 +421,8 @@ def tmpfs_entry(
     origin: str = "",
 ) -> Filesystem:
     """Return a new tmpfs; size in bytes."""
-    options: list[tuple[str, str | None]] = [("mode", f"{mode:04o}")]
+    # 1777 is what the kernel gives a tmpfs anyway.
+    options: list[tuple[str, str | None]] = [] if mode == 0o1777 else [("mode", f"{mode:04o}")]
     if size is not None:
         options.append(("size", str(size)))
     if inodes is not None:

@@ -144,7 +144,7 @@ def dev(
         k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC,
         origin=origin,
     )
-    options = (("mode", "1777"),) if shm is None else (("mode", "1777"), ("size", shm))
+    options = () if shm is None else (("size", shm),)
     yield Filesystem("tmpfs", f"{target}/shm", options, origin=origin)
 
 
@@ -330,8 +330,6 @@ class Writer:
         match node:
             case Dir(mode=mode):
                 call("mkdirat", at, path, Flag(mode, oct(mode)), tolerate=(EEXIST,))
-                if mode != 0o755:
-                    call("fchmodat", at, path, Flag(mode, oct(mode)))
             case File(content=content, mode=mode):
                 if content:
                     self._write_file(at, path, content, mode)
@@ -425,6 +423,9 @@ class Writer:
                 if own:
                     self._make_parents(at, relative)
                     self._node(at, relative, entry)
+                    if isinstance(entry, Dir) and entry.mode != 0o755:
+                        # It may have been made before, as the parent of another entry.
+                        self.program.call("fchmodat", at, relative, Flag(entry.mode, oct(entry.mode)))
                 else:
                     self._node_in_foreign(path, entry)
             case Bind():

@@ -657,6 +657,7 @@ __attribute__((used)) _Noreturn void enter(long *stack)
         quit(126);
     block_signals();
     reset_signals();
+    call1(__NR_umask, 0); /* modes are what the plan says */
     call2(__NR_prctl, PR_SET_NAME, "sandbox-init");
     control = plan->slot[SLOT_CONTROL];
     lifeline = plan->slot[SLOT_LIFELINE];
