@@ -18,7 +18,7 @@ from sandbox.errors import (
 )
 from sandbox.plan import Plan, Step
 from sandbox.process import DEVNULL, PIPE, STDOUT, Enforced, Mount, Process, Reason, Result, Usage
-from sandbox.runner import LaunchOptions, Runner, RunOptions
+from sandbox.runner import LaunchOptions, PopenOptions, Runner, RunOptions
 
 __all__ = [
     "DEVNULL",
@@ -34,6 +34,7 @@ __all__ = [
     "Network",
     "Plan",
     "PolicyError",
+    "PopenOptions",
     "Process",
     "Reason",
     "Result",
@@ -46,7 +47,10 @@ __all__ = [
     "TimeoutExpired",
     "UnsupportedError",
     "Usage",
+    "popen",
     "run",
 ]
 
-run = Sandbox().run
+_default = Sandbox()
+run = _default.run
+popen = _default.popen

@@ -169,7 +169,7 @@ class Sandbox(Runner):
         return self
 
     def _with(self, **changes: Any) -> Self:
-        return self._of(replace(self._spec, **changes))
+        return self._of(self._spec._replace(**changes))
 
     def _add(self, entry: Entry | Dev) -> Self:
         return self._with(entries=(*self._spec.entries, entry))

@@ -6,10 +6,9 @@ and kept; what changes from launch to launch is `Late` or a slot.
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from errno import ENOSYS, EPERM
 from struct import pack
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from sandbox import host, kernel as k
 from sandbox.kernel import Flag
@@ -43,15 +42,13 @@ _CHECKS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class System:
+class System(NamedTuple):
     """The default root's programs and configuration: /usr, its links, the public part of /etc."""
 
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Dev:
+class Dev(NamedTuple):
     """A minimal /dev."""
 
     target: str = "/dev"
@@ -60,8 +57,7 @@ class Dev:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """What a `Sandbox` says; the value behind it."""
 
     entries: tuple[Entry | System | Dev, ...] = ()
@@ -80,8 +76,7 @@ class Spec:
     umask: int = 0o022
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who launches.
 
     Args:
@@ -95,8 +90,7 @@ class Caller:
     privileged: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """What a launch option changes in the plan.
 
     Args:
@@ -112,15 +106,14 @@ class Variant:
     cached_tree: bool = False
 
 
-@dataclass(slots=True)
-class Compiled:
+class Compiled(NamedTuple):
     """A plan, and what the launch must know beside it."""
 
     plan: Plan
     tree: Tree
     tree_slot: Slot | None
-    fd_slots: dict[int, Slot] = field(default_factory=dict)
-    gaps: tuple[str, ...] = ()
+    fd_slots: dict[int, Slot]
+    gaps: tuple[str, ...]
 
 
 def inside_ids(spec: Spec, caller: Caller) -> tuple[int, int]:
@@ -317,7 +310,7 @@ class _Compiler:
         numbers = {0: 3, 1: 4, 2: 5}
         for number in self.variant.fds:
             slot = self.fd_slots[number] = program.slot(f"fd {number}")
-            numbers[number] = slot.index
+            numbers[number] = slot.number
         pairs = b"".join(pack("<2I", number, slot) for number, slot in numbers.items())
         program.call("place_fds", program.data(pairs, f"{{{', '.join(map(str, numbers))}}}"), len(numbers))
         self._verify()

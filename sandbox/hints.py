@@ -2,7 +2,6 @@
 
 import errno as e
 import os
-import shutil
 
 
 def _sysctl(name: str) -> str | None:
@@ -55,6 +54,8 @@ def _clone(number: int) -> str | None:
 def _execve(program: str, path: str, number: int) -> str | None:
     if number == e.ENOENT:
         if "/" not in program:
+            import shutil
+
             found = shutil.which(program)
             where = f"no directory of the sandbox's PATH ({path}) has it"
         else:

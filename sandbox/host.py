@@ -1,6 +1,5 @@
 """What the host looks like: the facts that the default root is made of, read when a sandbox is first compiled."""
 
-import glob
 import os
 from collections.abc import Iterator
 
@@ -35,9 +34,14 @@ def system(origin: str) -> Iterator[Entry]:
             yield Bind(path, path, _SYSTEM, system=True, origin=origin)
     yield Bind("/usr", "/usr", _SYSTEM, system=True, origin=origin)
     yield Dir("/etc", 0o755, origin)
-    for pattern in _ETC:
-        for path in sorted(glob.glob(f"/etc/{pattern}")) if "*" in pattern else (f"/etc/{pattern}",):
-            yield from _etc(path, origin)
+    names = sorted(os.listdir("/etc"))
+    for wanted in _ETC:
+        if wanted.endswith("*"):
+            for name in names:
+                if name.startswith(wanted[:-1]):
+                    yield from _etc(f"/etc/{name}", origin)
+        else:
+            yield from _etc(f"/etc/{wanted}", origin)
     yield Dir("/run", 0o755, origin)
     yield Dir("/var", 0o755, origin)
     yield Symlink("/run", "/var/run", origin)

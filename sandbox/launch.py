@@ -10,8 +10,7 @@ import errno
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox._native import ffi, lib
 from sandbox.errors import SetupError
@@ -38,8 +37,7 @@ def _error(call: str) -> OSError:
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
-@dataclass(slots=True)
-class Kept:
+class Kept(NamedTuple):
     """A descriptor kept between launches, with what tells it from a stranger that took its number."""
 
     fd: int

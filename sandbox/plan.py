@@ -8,13 +8,12 @@ one: a tolerated errno may skip the steps that would have used the result. Decis
 `csrc/init/plan.h` reads what `Template` writes.
 """
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from errno import errorcode
 from itertools import accumulate
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from sandbox.kernel import Flag
 
@@ -56,8 +55,7 @@ _OWN_GROUP = 1
 _MASK = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(NamedTuple):
     """A structure in the data section; the same object given twice is the same memory.
 
     Args:
@@ -71,24 +69,21 @@ class Data:
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """The result of an earlier step."""
 
     key: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A descriptor that the launch fills in."""
 
-    index: int
+    number: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Late:
+class Late(NamedTuple):
     """A number or a piece of memory that is known at the launch only: argv, an id map, a host id."""
 
     name: str
@@ -98,8 +93,7 @@ class Late:
 Argument: TypeAlias = int | str | bytes | Data | Ref | Slot | Late
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One step before it has a number.
 
     Args:
@@ -126,8 +120,7 @@ class Call:
     fault: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """What differs between two launches of one sandbox.
 
     Args:
@@ -304,7 +297,7 @@ class Plan:
         index = step - 1
         for segment in self.segments:
             if 0 <= index < len(segment):
-                segment = (*segment[:index], replace(segment[index], fault=errno), *segment[index + 1 :])
+                segment = (*segment[:index], segment[index]._replace(fault=errno), *segment[index + 1 :])
                 index = -1
             elif index >= 0:
                 index -= len(segment)
@@ -323,6 +316,8 @@ class Plan:
             }
             for step in self.steps
         ]
+        import json
+
         return json.dumps({"steps": steps}, indent=1)
 
     def __str__(self) -> str:
@@ -413,7 +408,7 @@ class Template:
                 case Ref():
                     values[i], kinds[i] = self._index[arg.key], _RESULT
                 case Slot():
-                    values[i], kinds[i] = arg.index, _SLOT
+                    values[i], kinds[i] = arg.number, _SLOT
                 case Late():
                     self._late.append((at // 8 + i, arg.name))
                     kinds[i] = _DATA if arg.pointer else _VALUE

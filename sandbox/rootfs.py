@@ -15,10 +15,9 @@ Facts, and what follows:
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from errno import EEXIST, ENOENT, ENOTDIR
 from struct import pack
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from sandbox import kernel as k
 from sandbox.kernel import Flag
@@ -31,8 +30,7 @@ _PRIVATE_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
 DEVICE_NODES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 
 
-@dataclass(frozen=True, slots=True)
-class Dir:
+class Dir(NamedTuple):
     """A directory."""
 
     target: str
@@ -40,8 +38,7 @@ class Dir:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file with its content."""
 
     target: str
@@ -50,8 +47,7 @@ class File:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(NamedTuple):
     """A symbolic link; os.symlink's order."""
 
     points_to: str
@@ -59,8 +55,7 @@ class Symlink:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """A bind mount of a host path, recursive; `attributes` are added to those of the source.
 
     `system` binds never differ between launches and belong to the tree.
@@ -75,8 +70,7 @@ class Bind:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Filesystem:
+class Filesystem(NamedTuple):
     """A new file system: tmpfs, proc, devpts; options as fsconfig takes them, without a value: a flag."""
 
     fstype: str
@@ -87,24 +81,21 @@ class Filesystem:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Mask:
+class Mask(NamedTuple):
     """Hide a path: an empty read-only directory over a directory, /dev/null over anything else."""
 
     target: str
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Readonly:
+class Readonly(NamedTuple):
     """Make what is visible at a path read-only, recursively."""
 
     target: str
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(NamedTuple):
     """The directory that is the whole root."""
 
     source: str
@@ -148,30 +139,19 @@ def dev(
     yield Filesystem("tmpfs", f"{target}/shm", options, origin=origin)
 
 
-@dataclass(slots=True)
-class _Region:
-    """A mount of the sandbox: where it is, whose content it has, and the step that holds it."""
-
-    target: str
-    kind: RegionKind
-    ref: Ref | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(NamedTuple):
     """The part of the root that no launch changes; a value, so that it can be built once and cloned."""
 
     nodes: tuple[Node, ...]
 
 
-@dataclass(slots=True)
-class Layout:
+class Layout(NamedTuple):
     """All entries sorted: the tree, and what each launch mounts on it."""
 
     root: Root | None
     tree: Tree
     mounted: tuple[tuple[Entry, str], ...]
-    regions: dict[str, RegionKind] = field(default_factory=dict)
+    regions: dict[str, RegionKind]
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -214,7 +194,7 @@ class _Sorter:
         self.mkdirs(path, node.origin)
         # A later entry replaces an earlier one, and comes after its parents.
         self.nodes.pop(path, None)
-        self.nodes[path] = replace(node, target=path)
+        self.nodes[path] = node._replace(target=path)
 
     def add(self, entry: Entry) -> None:
         if isinstance(entry, Root):
@@ -225,7 +205,7 @@ class _Sorter:
         match entry:
             case Dir() | File() | Symlink() if own:
                 if isinstance(entry, Dir) and isinstance(self.nodes.get(path), Dir):
-                    self.nodes[path] = replace(entry, target=path)
+                    self.nodes[path] = entry._replace(target=path)
                 else:
                     self.put(entry, path)
                 return
@@ -511,7 +491,7 @@ class Writer:
         call("skip", tolerate=(11,), skip=3)
         made = len(self.program.segments[self.program.segment]) - before
         steps = self.program.segments[self.program.segment]
-        steps[before - 1] = replace(steps[before - 1], skip=made)
+        steps[before - 1] = steps[before - 1]._replace(skip=made)
         point = self._open_inside(path, k.O_PATH)
         null = call("open_tree", k.AT_FDCWD, "/dev/null", k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC, name="null")
         call("move_mount", null, "", point, "", move)

@@ -3,10 +3,8 @@
 import errno
 import io
 import os
-import random
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, overload
 
 from sandbox import host, launch
@@ -52,6 +50,10 @@ class RunOptions(LaunchOptions, total=False):
     capture_output: bool
     check: bool
     timeout: float | None
+
+
+class PopenOptions(LaunchOptions, total=False):
+    """What `popen` takes besides text."""
 
 
 # Numbers that nobody hands out to people or containers: systemd's documentation lists them as unused.
@@ -173,7 +175,8 @@ class _Trees:
 
 
 _trees = _Trees()
-_next_id = random.SystemRandom().randrange(1 << 27)
+# Where to begin: not where another process of this host begins.
+_next_id = int.from_bytes(os.urandom(4), "little") >> 5
 
 
 def _host_ids() -> range:
@@ -232,7 +235,7 @@ def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
         return _Ready(compiled, None)
     tree = _trees.get(compiled.tree, cache.who) if compiled.tree.nodes else None
     if tree is not None:
-        compiled = compile_plan(spec, cache.who, replace(variant, cached_tree=True))
+        compiled = compile_plan(spec, cache.who, variant._replace(cached_tree=True))
     ready = cache.ready[variant] = _Ready(compiled, tree)
     return ready
 
@@ -338,9 +341,9 @@ class Runner:
         slots = [-1] * template.slots
         slots[3:6] = streams.child
         for number, slot in compiled.fd_slots.items():
-            slots[slot.index] = extra[number]
+            slots[slot.number] = extra[number]
         if compiled.tree_slot is not None and ready.tree is not None:
-            slots[compiled.tree_slot.index] = ready.tree.fd
+            slots[compiled.tree_slot.number] = ready.tree.fd
         claimed = -1
         if cache.who.privileged and not spec.host_root:
             uid, claimed = _claim_host_id()
@@ -461,7 +464,26 @@ class Runner:
             data = input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
             if is_text != isinstance(input, str):
                 raise TypeError("input must be str with text, and bytes without")
-        _check_options(options)
+        process = self._open(args, stdin, stdout, stderr, 0, None, options)
+        result = finish(process, data, timeout, decoder(encoding, errors) if is_text else None)
+        if check:
+            result.check_returncode()
+        return result
+
+    def _open(
+        self,
+        args: Args,
+        stdin: Stream,
+        stdout: Stream,
+        stderr: Stream,
+        bufsize: int,
+        text: Callable[[Any], Any] | None,
+        options: Mapping[str, Any],
+    ) -> Process[Any]:
+        """Launch with streams; the caller's ends of pipes become the process's files."""
+        for name in options:
+            if name not in _OPTIONS:
+                raise TypeError(f"unexpected keyword argument {name!r}")
         streams = _Streams()
         try:
             for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
@@ -475,17 +497,93 @@ class Runner:
         finally:
             streams.close_child()
         for name, fd in streams.parent.items():
-            setattr(process, name, io.FileIO(fd, "w" if name == "stdin" else "r"))
-        result = finish(process, data, timeout, decoder(encoding, errors) if is_text else None)
-        if check:
-            result.check_returncode()
-        return result
+            file: Any = io.FileIO(fd, "w" if name == "stdin" else "r")
+            if bufsize:
+                size = bufsize if bufsize > 1 else io.DEFAULT_BUFFER_SIZE
+                file = io.BufferedWriter(file, size) if name == "stdin" else io.BufferedReader(file, size)
+            setattr(process, name, file if text is None else text(file))
+        return process
+
+    @overload
+    def popen(
+        self,
+        args: Args,
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        bufsize: int = -1,
+        **options: Unpack[PopenOptions],
+    ) -> Process[str]: ...
+    @overload
+    def popen(
+        self,
+        args: Args,
+        *,
+        encoding: str,
+        text: Literal[True] | None = None,
+        errors: str | None = None,
+        bufsize: int = -1,
+        **options: Unpack[PopenOptions],
+    ) -> Process[str]: ...
+    @overload
+    def popen(
+        self,
+        args: Args,
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        bufsize: int = -1,
+        **options: Unpack[PopenOptions],
+    ) -> Process[bytes]: ...
+    def popen(
+        self,
+        args: Args,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        bufsize: int = -1,
+        stdin: Stream = DEVNULL,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        **options: Any,
+    ) -> Process[Any]:
+        """Start a command in a new sandbox, as `subprocess.Popen` does; return when its program was executed.
+
+        Args:
+            args: Program and arguments; the program is looked up on the sandbox's PATH, inside.
+            text: Streams are str, not bytes.
+            encoding: Of the streams; implies text.
+            errors: How to decode; implies text.
+            bufsize: Of the pipes: 0 unbuffered, 1 line by line (text), -1 the usual size.
+            stdin: A descriptor, a file, PIPE, DEVNULL (the default) or None: the caller's.
+            stdout: Likewise; the caller's when left out.
+            stderr: Likewise, or STDOUT.
+            **options: env, cwd, executable, pass_fds, fds as in `run`.
+
+        Raises:
+            SetupError: It could not be launched; the payload never ran, and nothing is left.
+        """
+        wrap = None
+        if text or encoding is not None or errors is not None:
+
+            def wrap(file: Any) -> Any:
+                return io.TextIOWrapper(
+                    file,
+                    encoding=encoding,
+                    errors=errors,
+                    line_buffering=bufsize == 1,
+                    write_through=bufsize == 0,
+                )
+
+            if bufsize == 0:
+                bufsize = -1
+        process = self._open(args, stdin, stdout, stderr, bufsize, wrap, options)
+        if wrap is not None:
+            process._decode = decoder(encoding, errors)
+        return process
 
 
-_OPTIONS = frozenset({"env", "cwd", "executable", "pass_fds", "fds", "plan"})
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name in options:
-        if name not in _OPTIONS:
-            raise TypeError(f"run() got an unexpected keyword argument {name!r}")
+_OPTIONS: Final = frozenset({"env", "cwd", "executable", "pass_fds", "fds", "plan"})
