@@ -5,19 +5,26 @@ functions and the constants (`from sandbox.events.inotify import Inotify, IN_CRE
 constants are importable from here too; a module is loaded when the first of its names is asked for.
 """
 
+# ruff: noqa: F403  # a checker is shown what __getattr__ does
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandbox.events.base import EventLike as EventLike
     from sandbox.events.base_async import EventLike_async as EventLike_async
+    from sandbox.events.eventfd import *
+    from sandbox.events.signalfd import *  # type: ignore[assignment]  # each has a str_to_events
+    from sandbox.events.timerfd import *
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "base": ("EventLike",),
     "base_async": ("EventLike_async",),
+    "eventfd": ("Eventfd", "Eventfd_async", "EventfdFlags"),
+    "signalfd": ("Signalfd", "SignalfdEvent", "SignalfdFlags", "Signalfd_async", "signum_to_signame"),
+    "timerfd": ("TimerVal", "Timerfd", "TimerfdFlags", "TimerfdSettimeFlags", "Timerfd_async"),
 }
 # Constants are looked up in the module of their kind.
-_PREFIXES: dict[str, str] = {}
+_PREFIXES = {"EFD": "eventfd", "SFD": "signalfd", "TFD": "timerfd", "CLOCK": "timerfd"}
 
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

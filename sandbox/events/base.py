@@ -144,20 +144,27 @@ class EventLike(Generic[E]):
             ValueError: The object is closed, or another thread closed it meanwhile; or a negative timeout.
             OSError: The kernel refused the read.
         """
+        cache = self._cache
+        if cache:
+            # A deque is atomic: taking what is cached needs no lock.
+            try:
+                return cache.popleft()
+            except IndexError:  # another thread was faster, so there is nothing cached
+                return self.read_event(timeout)
         if timeout is None:
             with self._lock:
-                return (self._cache or self._fill(None)).popleft()
+                return (cache or self._fill(None)).popleft()
         if not timeout >= 0:
             raise ValueError(f"timeout must be a number of seconds, 0 or more, or None, got {timeout}")
         deadline = time.monotonic() + timeout
         if not self._lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
             raise TimeoutError(f"another thread was reading this {self.name} all {timeout} s")
         try:
-            return (self._cache or self._fill(deadline)).popleft()
+            return (cache or self._fill(deadline)).popleft()
         finally:
             self._lock.release()
 
-    wait = read_event
+    wait = read_event  # Butter's spelling
 
     def read_events(self) -> list[E]:
         """Return all cached events or, with none cached, those of one read from the kernel.
@@ -225,20 +232,20 @@ class EventLike(Generic[E]):
             else:
                 self._sleep(None)
 
-    def _sleep(self, seconds: float | None) -> None:
-        """Wait until the descriptor is readable, the object is closed, or the time is over."""
+    def _sleep(self, seconds: float | None, *, writable: bool = False) -> None:
+        """Wait until the descriptor is readable (or writable), the object is closed, or the time is over."""
         if self._wake < 0:
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._descriptors.append(self._wake)
         # close() marks first and wakes then: looking after the eventfd exists leaves no gap.
         if not self._closing:
-            self._poll(self._fd, seconds, self._wake)
+            self._poll(self._fd, seconds, select.POLLOUT if writable else select.POLLIN, self._wake)
 
     @staticmethod
-    def _poll(fd: int, seconds: float | None, wake: int = -1) -> bool:
+    def _poll(fd: int, seconds: float | None, events: int = select.POLLIN, wake: int = -1) -> bool:
         # poll, never select: select fails for descriptors from 1024 on.
         poll = select.poll()
-        poll.register(fd, select.POLLIN)
+        poll.register(fd, events)
         if wake >= 0:
             poll.register(wake, select.POLLIN)
         return bool(poll.poll(None if seconds is None else min(seconds * 1000, _POLL_MAX)))

@@ -9,8 +9,9 @@ This module does not import asyncio: who makes a twin in a program without a loo
 
 from collections import deque
 from contextlib import suppress
+from functools import wraps
 from types import TracebackType, coroutine
-from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, cast
 
 from sandbox.events.base import CLOSED, EventLike, alive
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 E = TypeVar("E")
+S = TypeVar("S")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # A task that finds an event each time it looks never gives way; after so many events that came without a
 # wait it does, once, so that timeouts, cancellation and other tasks work under a flood.
@@ -293,3 +297,13 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self.closed else f'fd={self.fileno()}'}>"
+
+
+def of_source(method: "Callable[Concatenate[S, P], R]") -> "Callable[Concatenate[EventLike_async[E], P], R]":
+    """Make the twin's method of the same name, which asks the event-like object that the twin holds."""
+
+    @wraps(method)
+    def ask(self: EventLike_async[E], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(cast(S, self._source), *args, **kwargs)
+
+    return ask
