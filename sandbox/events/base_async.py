@@ -17,7 +17,7 @@ from sandbox.events.base import CLOSED, EventLike, alive
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
-    from collections.abc import Callable, Generator
+    from collections.abc import AsyncIterator, Callable, Generator
 
 E = TypeVar("E")
 S = TypeVar("S")
@@ -120,7 +120,7 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         """How many events the queue holds at most; 0: no limit."""
         return self._maxsize
 
-    def __aiter__(self) -> Self:
+    def __aiter__(self) -> "AsyncIterator[E]":
         """Iterate over the events until the object is closed."""
         return self
 
