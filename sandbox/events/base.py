@@ -37,6 +37,7 @@ E = TypeVar("E")
 
 CLOSED = "I/O operation on closed file"
 _POLL_MAX = 2**31 - 1  # milliseconds: poll(2) takes a C int
+_LOOK = 0.05  # seconds
 
 
 class _Forgets(Protocol):
@@ -57,9 +58,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _leaked(descriptors: list[int], what: str) -> None:
     """Close what an object that was dropped without close() held, and say so as files do."""
-    warnings.warn(f"unclosed {what}", ResourceWarning, stacklevel=2)
     for fd in descriptors:
         os.close(fd)
+    warnings.warn(f"unclosed {what}", ResourceWarning, stacklevel=2)
 
 
 _both: dict[type[OSError], type[OSError]] = {}
@@ -235,8 +236,14 @@ class EventLike(Generic[E]):
     def _sleep(self, seconds: float | None, *, writable: bool = False) -> None:
         """Wait until the descriptor is readable (or writable), the object is closed, or the time is over."""
         if self._wake < 0:
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._descriptors.append(self._wake)
+            try:
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError:
+                # No descriptor left. Waiting is possible all the same; it looks now and then whether it
+                # should end.
+                seconds = min(_LOOK, _LOOK if seconds is None else seconds)
+            else:
+                self._descriptors.append(self._wake)
         # close() marks first and wakes then: looking after the eventfd exists leaves no gap.
         if not self._closing:
             self._poll(self._fd, seconds, select.POLLOUT if writable else select.POLLIN, self._wake)

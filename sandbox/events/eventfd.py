@@ -91,8 +91,8 @@ class Eventfd(EventLike[int]):
             except BlockingIOError:
                 if self._nonblock:
                     raise
-            except OSError:
-                self.fileno()  # a ValueError, when that was why
+            except (OSError, ValueError):
+                self.fileno()  # says that the object is closed, when that was why
                 raise
         return super().read_event(timeout)
 
@@ -117,7 +117,7 @@ class Eventfd(EventLike[int]):
             except BlockingIOError:
                 if self._nonblock:
                     raise
-            except OSError:
+            except (OSError, ValueError):
                 self.fileno()
                 raise
             self._sleep(None, writable=True)
