@@ -1,12 +1,13 @@
 """Every kind of event-like object, for the tests of what they have in common.
 
-A kind that is added to KINDS is held to the whole interface, by tests/integration/events/test_interface.py and
-test_interface_async.py.
+A kind that is added to KINDS is held to the whole interface, by tests/integration/events/test_interface.py
+and test_interface_async.py.
 """
 
 import functools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test in a child, whose signal mask, limits and descriptors are its own; it must leave none open."""
 
     def checked(*args: object, **kwargs: object) -> None:
+        if "uvloop" in sys.modules:
+            # libuv keeps the pipe of its first loop for the life of the process.
+            sys.modules["uvloop"].new_event_loop().close()
         before = harness.footprint()
         test(*args, **kwargs)
         after = harness.footprint(settle=before)

@@ -184,18 +184,15 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         self._waiters.append(waiter)
         try:
             return await waiter
-        except BaseException:
+        except BaseException as raised:
             if waiter.cancelled() or not waiter.done():
                 with suppress(ValueError):  # not there: passed over when events were handed out
                     self._waiters.remove(waiter)
-            elif not self._source.closed:
-                # Cancelled after the event was handed over and before the task ran: it goes back to the
-                # front.
-                error = waiter.exception()
-                if error is None:
+            elif raised is not waiter.exception() and not self._source.closed:
+                # Cancelled after it was served and before the task ran: what it got goes back to the front.
+                self._error = waiter.exception()
+                if self._error is None:
                     self._cache.appendleft(waiter.result())
-                else:
-                    self._error = error
                 self._serve()
             raise
 
