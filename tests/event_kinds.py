@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import harness
 
 from sandbox.events import (
-    EventLike,
-    EventLike_async,
     Eventfd,
     Eventfd_async,
+    EventLike,
+    EventLike_async,
     Pidfd,
     Pidfd_async,
     Signalfd,
@@ -31,7 +31,7 @@ from sandbox.primitives import rt_tgsigqueueinfo
 
 
 def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test in a child, whose signal mask, limits and descriptors are its own; it must leave none open."""
+    """Run a test in a child, whose signal mask and limits are its own; it must leave nothing open."""
 
     def checked(*args: object, **kwargs: object) -> None:
         if "uvloop" in sys.modules:

@@ -190,9 +190,11 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
                     self._waiters.remove(waiter)
             elif raised is not waiter.exception() and not self._source.closed:
                 # Cancelled after it was served and before the task ran: what it got goes back to the front.
-                self._error = waiter.exception()
-                if self._error is None:
+                error = waiter.exception()
+                if error is None:
                     self._cache.appendleft(waiter.result())
+                else:
+                    self._error = error
                 self._serve()
             raise
 

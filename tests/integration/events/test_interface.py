@@ -409,7 +409,12 @@ def test_threads_that_share_an_object_get_each_event_once():
 @in_own_process
 def test_timeout_counts_while_another_thread_reads():
     with Pipe() as one:
-        thread = waiting_thread(lambda: pytest.raises(ValueError, one.read_event))
+
+        def wait():
+            with pytest.raises(ValueError):
+                one.read_event()
+
+        thread = waiting_thread(wait)
         with pytest.raises(TimeoutError):
             one.read_event(0.01)
         one.close()

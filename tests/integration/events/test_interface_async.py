@@ -12,7 +12,7 @@ import signal
 import pytest
 from event_kinds import KINDS, Kind, Pipe, Pipe_async, in_own_process
 
-from sandbox.events import EventLike_async, Eventfd_async, Signalfd_async
+from sandbox.events import Eventfd_async, EventLike_async, Signalfd_async
 from sandbox.primitives import sigqueue
 
 try:
