@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sandbox.primitives._call import Fd as Fd, HasFileno as HasFileno
     from sandbox.primitives.capabilities import *
     from sandbox.primitives.credentials import *
+    from sandbox.primitives.eventfds import *
     from sandbox.primitives.files import *
     from sandbox.primitives.fscontext import *
     from sandbox.primitives.memfd import *
@@ -20,14 +21,18 @@ if TYPE_CHECKING:
     from sandbox.primitives.mounts import *
     from sandbox.primitives.namespaces import *
     from sandbox.primitives.pidfd import *
+    from sandbox.primitives.pipes import *
     from sandbox.primitives.process import *
+    from sandbox.primitives.signals import *
     from sandbox.primitives.system import *
+    from sandbox.primitives.timerfd import *
 
 # One man-page family each. None is named like a function that it holds: the package could offer only one of
 # them.
 _FAMILIES = (
     "capabilities",
     "credentials",
+    "eventfds",
     "files",
     "fscontext",
     "memfd",
@@ -35,8 +40,11 @@ _FAMILIES = (
     "mounts",
     "namespaces",
     "pidfd",
+    "pipes",
     "process",
+    "signals",
     "system",
+    "timerfd",
 )
 
 

@@ -1,0 +1,175 @@
+"""Every kind of event-like object, for the tests of what they have in common.
+
+A kind that is added to KINDS is held to the whole interface, by tests/integration/events/test_interface.py
+and test_interface_async.py.
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import harness
+
+from sandbox.events import (
+    Eventfd,
+    Eventfd_async,
+    EventLike,
+    EventLike_async,
+    Pidfd,
+    Pidfd_async,
+    Signalfd,
+    Signalfd_async,
+    Timerfd,
+    Timerfd_async,
+    TimerVal,
+)
+from sandbox.primitives import rt_tgsigqueueinfo
+
+
+def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a child, whose signal mask and limits are its own; it must leave nothing open."""
+
+    def checked(*args: object, **kwargs: object) -> None:
+        if "uvloop" in sys.modules:
+            # libuv keeps the pipe of its first loop for the life of the process.
+            sys.modules["uvloop"].new_event_loop().close()
+        before = harness.footprint()
+        test(*args, **kwargs)
+        after = harness.footprint(settle=before)
+        assert before == after, "the test left something behind"
+
+    @functools.wraps(test)
+    def run(*args: object, **kwargs: object) -> None:
+        harness.in_child(functools.partial(checked, *args, **kwargs))
+
+    return run
+
+
+class Pipe(EventLike[int]):
+    """The smallest event-like object, for what is the base's own: an event is a byte of a pipe."""
+
+    name = "pipe"
+
+    def __init__(self, *, nonblock: bool = False) -> None:
+        fd, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.error: OSError | None = None
+        self.disposed: list[int] = []
+        super().__init__(fd, nonblock=nonblock)
+
+    def _read(self) -> list[int]:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        try:
+            return list(os.read(self._fd, 4096))
+        except BlockingIOError:
+            return []
+
+    def _dispose(self, events: list[int]) -> None:
+        self.disposed += events
+
+    def close(self) -> None:
+        super().close()
+        writer, self.writer = self.writer, -1
+        if writer >= 0:
+            os.close(writer)
+
+
+class Pipe_async(EventLike_async[int]):  # noqa: N801
+    def __init__(self, *, maxsize: int = 0, prefetch: bool = True) -> None:
+        source = Pipe(nonblock=True)
+        source._prefetch = prefetch  # type: ignore[misc]
+        super().__init__(source, maxsize)
+
+    def trigger(self, data: bytes = b"x") -> None:
+        os.write(self._source.writer, data)
+
+    @property
+    def source(self) -> Pipe:
+        return self._source
+
+
+class Kind(NamedTuple):
+    name: str
+    make: Callable[..., Any]  # (nonblock=False)
+    make_async: Callable[..., Any]  # (maxsize=0)
+    trigger: Callable[[Any], None]  # makes one event for an object of either face, ready when it returns
+    endless: bool = True  # False: one event is all there is
+
+
+def _sleeping_child() -> int:
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    return pid
+
+
+def _end_child(one: Any) -> None:
+    os.kill(one.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+
+
+def _put_away(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):  # read, and so reaped
+        return
+
+
+class ChildPidfd(Pidfd):
+    """A Pidfd with a child of its own, which ends with it."""
+
+    def __init__(self, **options: Any) -> None:
+        child = _sleeping_child()
+        try:
+            super().__init__(child, **options)
+        except BaseException:
+            _put_away(child)
+            raise
+
+    def close(self) -> None:
+        super().close()
+        _put_away(self.pid)
+
+
+class ChildPidfd_async(Pidfd_async):  # noqa: N801
+    def __init__(self, **options: Any) -> None:
+        super().__init__(_sleeping_child(), **options)
+
+    def close(self) -> None:
+        super().close()
+        _put_away(self.pid)
+
+
+KINDS = [
+    Kind("pipe", Pipe, Pipe_async, lambda one: os.write(getattr(one, "_source", one).writer, b"x") and None),
+    Kind("eventfd", Eventfd, Eventfd_async, lambda one: one.increment()),
+    Kind("timerfd", Timerfd, Timerfd_async, lambda one: _expire(one)),
+    Kind(
+        "signalfd",
+        functools.partial(Signalfd, signal.SIGRTMIN),
+        functools.partial(Signalfd_async, signal.SIGRTMIN),
+        lambda one: os.kill(os.getpid(), signal.SIGRTMIN),
+    ),
+    Kind("pidfd", ChildPidfd, ChildPidfd_async, _end_child, endless=False),
+]
+
+
+def _expire(timer: Any) -> None:
+    import select
+
+    timer.set(TimerVal().after(0))
+    poll = select.poll()
+    poll.register(timer.fileno(), select.POLLIN)
+    poll.poll(1000)
+
+
+def signal_this_thread(number: int, value: int = 0) -> None:
+    """Queue a signal that no other thread of the process can receive."""
+    rt_tgsigqueueinfo(os.getpid(), threading.get_native_id(), number, value)
