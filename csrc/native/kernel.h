@@ -23,6 +23,11 @@
 #ifndef SYS_pidfd_send_signal
 #define SYS_pidfd_send_signal 424 /* 5.1 */
 #endif
+#ifndef SYS_io_uring_setup
+#define SYS_io_uring_setup 425    /* 5.1 */
+#define SYS_io_uring_enter 426    /* 5.1 */
+#define SYS_io_uring_register 427 /* 5.1 */
+#endif
 #ifndef SYS_open_tree
 #define SYS_open_tree 428 /* 5.2 */
 #endif
