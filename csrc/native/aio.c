@@ -2,8 +2,8 @@
  * Linux AIO: the calls of io_setup(2) and its like, and a queue of control blocks on top of them.
  *
  * Facts about Linux AIO, and what follows from them here:
- * - io_submit stops at the first control block that it refuses, and tells its errno only when that is the very
- *   first: the queue turns the refusal into a completion, rings the eventfd, and goes on behind it.
+ * - io_submit stops at the first control block that it refuses, and tells its errno only when that is the
+ * very first: the queue turns the refusal into a completion, rings the eventfd, and goes on behind it.
  * - It reads files that have no asynchronous path inside io_submit itself. For a pipe or a socket that would
  *   block without bound, so what cannot be read at an offset is refused with ESPIPE, as pread(2) does.
  * - io_cancel names a request by the address of its control block: each keeps its slot until it is reaped.
@@ -13,8 +13,8 @@
  */
 #include <linux/aio_abi.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 
 struct aio_slot {
@@ -92,8 +92,8 @@ static int sandbox_io_pgetevents(uint64_t context, long min_nr, long nr, struct 
 
 static size_t aio_size(unsigned depth)
 {
-    return sizeof(struct sandbox_aio) + depth * (sizeof(struct aio_slot) + 2 * sizeof(struct io_event) +
-                                                 sizeof(struct iocb *));
+    return sizeof(struct sandbox_aio) +
+           depth * (sizeof(struct aio_slot) + 2 * sizeof(struct io_event) + sizeof(struct iocb *));
 }
 
 static struct sandbox_aio *sandbox_aio_new(uint64_t context, int eventfd, unsigned depth)
@@ -136,8 +136,8 @@ static int aio_lock(struct sandbox_aio *aio)
     return -1;
 }
 
-static int sandbox_aio_prepare(struct sandbox_aio *aio, unsigned opcode, int fd, void *address, uint32_t length,
-                               int64_t offset, uint64_t data)
+static int sandbox_aio_prepare(struct sandbox_aio *aio, unsigned opcode, int fd, void *address,
+                               uint32_t length, int64_t offset, uint64_t data)
 {
     if (aio_lock(aio) < 0)
         return -1;
@@ -235,8 +235,8 @@ static int sandbox_aio_submit(struct sandbox_aio *aio)
 }
 
 /* Hand out completions and free their slots. The caller holds the lock. */
-static void aio_release(struct sandbox_aio *aio, const struct io_event *events, unsigned count, uint64_t *data,
-                        int64_t *results)
+static void aio_release(struct sandbox_aio *aio, const struct io_event *events, unsigned count,
+                        uint64_t *data, int64_t *results)
 {
     for (unsigned i = 0; i < count; i++) {
         struct aio_slot *slot = (void *)(uintptr_t)events[i].obj;
@@ -290,7 +290,8 @@ static int sandbox_aio_cancel(struct sandbox_aio *aio, uint64_t data)
     for (unsigned i = 0; i < aio->depth; i++)
         if (aio->slots[i].used && aio->slots[i].iocb.aio_data == data) {
             /* EINPROGRESS: cancelled, the completion comes through the ring as every other. */
-            result = sandbox_io_cancel(aio->context, &aio->slots[i].iocb, &unused) == 0 || errno == EINPROGRESS;
+            result =
+                sandbox_io_cancel(aio->context, &aio->slots[i].iocb, &unused) == 0 || errno == EINPROGRESS;
             break;
         }
     pthread_mutex_unlock(&aio->lock);

@@ -5,8 +5,8 @@
  *
  * Facts about the rings, and what follows from them here:
  * - The submission ring holds indices into an array of entries; without SQPOLL the kernel looks at it during
- *   io_uring_enter only. So entries are gathered in sqes[0..pending), are published by one store of the tail in
- *   submit, and what the kernel did not take is taken back by setting the tail again.
+ *   io_uring_enter only. So entries are gathered in sqes[0..pending), are published by one store of the tail
+ * in submit, and what the kernel did not take is taken back by setting the tail again.
  * - With IORING_FEAT_SUBMIT_STABLE the kernel has copied an entry (and its iovec array) when enter returns.
  * - The completion ring's tail is written by the kernel: acquire before its entries are read; our head is
  *   released after they were. A completion that finds no room is kept by the kernel (IORING_FEAT_NODROP) and
@@ -75,8 +75,8 @@ enum {
 };
 #define RING_OFF_SQ_RING 0ULL
 #define RING_OFF_SQES 0x10000000ULL
-#define RING_WITHDRAWN (1ULL << 63)   /* cancelled before it was submitted: the kernel sees a NOP */
-#define RING_CANCEL UINT64_MAX        /* a cancel request of our own */
+#define RING_WITHDRAWN (1ULL << 63) /* cancelled before it was submitted: the kernel sees a NOP */
+#define RING_CANCEL UINT64_MAX      /* a cancel request of our own */
 #define RING_CANCEL_SEEN (UINT64_MAX - 1)
 
 struct sandbox_ring {
@@ -118,7 +118,8 @@ static int sandbox_io_uring_enter(int fd, unsigned to_submit, unsigned min_compl
         .sigmask_sz = 8,
         .ts = (uintptr_t)&timeout,
     };
-    return syscall(SYS_io_uring_enter, fd, to_submit, min_complete, flags | RING_ENTER_EXT_ARG, &arg, sizeof arg);
+    return syscall(SYS_io_uring_enter, fd, to_submit, min_complete, flags | RING_ENTER_EXT_ARG, &arg,
+                   sizeof arg);
 }
 
 static int sandbox_io_uring_register(int fd, unsigned opcode, void *arg, unsigned nr_args)
@@ -150,7 +151,8 @@ static struct sandbox_ring *sandbox_ring_map(int fd, unsigned depth, const struc
         mmap(NULL, sizeof *ring, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (ring == MAP_FAILED)
         return NULL;
-    char *rings = mmap(NULL, rings_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, RING_OFF_SQ_RING);
+    char *rings =
+        mmap(NULL, rings_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, RING_OFF_SQ_RING);
     if (rings == MAP_FAILED)
         goto free_ring;
     void *sqes = mmap(NULL, sqes_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, RING_OFF_SQES);
@@ -212,8 +214,8 @@ static struct io_uring_sqe *ring_next(struct sandbox_ring *ring)
     return &ring->sqes[ring->pending++];
 }
 
-static int sandbox_ring_prepare(struct sandbox_ring *ring, unsigned opcode, int fd, void *address, uint32_t length,
-                                uint64_t offset, uint64_t user_data)
+static int sandbox_ring_prepare(struct sandbox_ring *ring, unsigned opcode, int fd, void *address,
+                                uint32_t length, uint64_t offset, uint64_t user_data)
 {
     pthread_mutex_lock(&ring->sq_lock);
     struct io_uring_sqe *sqe = ring_next(ring);
@@ -286,8 +288,8 @@ static unsigned ring_take(struct sandbox_ring *ring, uint64_t *user_data, int64_
     uint32_t tail = atomic_load_explicit(ring->cq_tail, memory_order_acquire);
     unsigned n = 0;
 
-    if (head == tail &&
-        atomic_load_explicit(ring->sq_flags, memory_order_relaxed) & (RING_SQ_CQ_OVERFLOW | RING_SQ_TASKRUN)) {
+    if (head == tail && atomic_load_explicit(ring->sq_flags, memory_order_relaxed) &
+                            (RING_SQ_CQ_OVERFLOW | RING_SQ_TASKRUN)) {
         ring_enter(ring, 0, 0, RING_ENTER_GETEVENTS);
         tail = atomic_load_explicit(ring->cq_tail, memory_order_acquire);
     }
@@ -335,7 +337,8 @@ static int ring_cancel_result(struct sandbox_ring *ring, int32_t *result)
     return found;
 }
 
-/* Cancel what was submitted. The caller holds sq_lock. Returns 1, 0 (too late, or unknown) or -1 with errno. */
+/* Cancel what was submitted. The caller holds sq_lock. Returns 1, 0 (too late, or unknown) or -1 with errno.
+ */
 static int ring_cancel_submitted(struct sandbox_ring *ring, uint64_t user_data)
 {
     int error;
@@ -400,9 +403,9 @@ static void sandbox_ring_stop(struct sandbox_ring *ring)
 }
 
 /*
- * Cancel the requests named and wait for the end of all; only after sandbox_ring_stop. When this returns 0 the
- * kernel has let go of every buffer. -1 with EINTR: a signal came, call it again. In a forked child there is
- * nothing to wait for.
+ * Cancel the requests named and wait for the end of all; only after sandbox_ring_stop. When this returns 0
+ * the kernel has let go of every buffer. -1 with EINTR: a signal came, call it again. In a forked child there
+ * is nothing to wait for.
  */
 static int sandbox_ring_drain(struct sandbox_ring *ring, const uint64_t *user_data, unsigned count)
 {
@@ -428,7 +431,8 @@ static int sandbox_ring_drain(struct sandbox_ring *ring, const uint64_t *user_da
     }
 }
 
-/* Unmap the rings; only after sandbox_ring_drain returned 0. The structure stays, for threads that still look. */
+/* Unmap the rings; only after sandbox_ring_drain returned 0. The structure stays, for threads that still
+ * look. */
 static void sandbox_ring_unmap(struct sandbox_ring *ring)
 {
     pthread_mutex_lock(&ring->sq_lock);

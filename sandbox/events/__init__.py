@@ -10,6 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sandbox.events.aio import (
+        Aio as Aio,
+        Aio_async as Aio_async,
+        Completion as Completion,
+        aligned_buffer as aligned_buffer,
+    )
     from sandbox.events.base import EventLike as EventLike
     from sandbox.events.base_async import EventLike_async as EventLike_async
     from sandbox.events.eventfd import *
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from sandbox.events.timerfd import *
 
 _NAMES: dict[str, tuple[str, ...]] = {
+    "aio": ("Aio", "Aio_async", "Completion", "aligned_buffer"),
     "base": ("EventLike",),
     "base_async": ("EventLike_async",),
     "eventfd": ("Eventfd", "Eventfd_async", "EventfdFlags"),

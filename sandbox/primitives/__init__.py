@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandbox.primitives._call import Fd as Fd, HasFileno as HasFileno
+    from sandbox.primitives.aio import *
     from sandbox.primitives.capabilities import *
     from sandbox.primitives.credentials import *
     from sandbox.primitives.eventfds import *
     from sandbox.primitives.files import *
     from sandbox.primitives.fscontext import *
+    from sandbox.primitives.io_uring import *
+    from sandbox.primitives.io_uring_numbers import *
     from sandbox.primitives.memfd import *
     from sandbox.primitives.mountinfo import *
     from sandbox.primitives.mounts import *
@@ -29,13 +32,17 @@ if TYPE_CHECKING:
 
 # One man-page family each. None is named like a function that it holds: the package could offer only one of
 # them.
-_FAMILIES = (
+    "aio",
     "capabilities",
     "credentials",
     "eventfds",
     "files",
     "fscontext",
+    "io_uring",
+    "io_uring_numbers",
     "memfd",
+_FAMILIES = (
+_FAMILIES: tuple[str, ...] = (
     "mountinfo",
     "mounts",
     "namespaces",

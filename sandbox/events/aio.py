@@ -1,0 +1,539 @@
+"""Reads and writes that the kernel completes later: queued, submitted in one call, completions as events.
+
+`Aio` stands on io_uring where the kernel, a sysctl and seccomp allow it, else on Linux AIO.
+
+Facts that the shape follows from:
+
+- The kernel writes to a buffer until the request has completed, whatever became of the objects. So a queue
+  keeps every buffer by the number of its request, and `close`, a queue that is dropped and the end of the
+  interpreter all cancel what they can and wait for the rest before they let go of the memory.
+- A wait for that end may be interrupted by a signal handler that raises. Then the buffers are kept for ever.
+- A forked child has copies of the buffers and no request: it may close the object, nothing else.
+- The kernel cancels what a thread has submitted through io_uring when that thread ends.
+"""
+
+import atexit
+import errno
+import io
+import itertools
+import mmap
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, cast
+
+from sandbox.errors import UnsupportedError
+from sandbox.events.base import CLOSED, EventLike
+from sandbox.events.base_async import EventLike_async
+from sandbox.primitives._buffers import (
+    RW_MAX,
+    Exported,
+    address_of,
+    export,
+    export_readable,
+    export_writable,
+    iovec_of,
+    last_errno,
+)
+from sandbox.primitives._call import Fd, fd_of, in_range, os_error
+from sandbox.primitives.aio import LinuxAio
+from sandbox.primitives.io_uring import IoUring
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Aio", "Aio_async", "Completion", "aligned_buffer"]
+
+Backend: TypeAlias = Literal["io_uring", "linux_aio"]
+
+_OFFSET_MAX = 2**63 - 1
+
+
+class Completion(NamedTuple):
+    """The end of a request.
+
+    Attributes:
+        request: The number that `read`, `write` or `fsync` returned.
+        tag: What was given to it.
+        result: Bytes transferred: fewer than asked for at the end of the file, and whenever the kernel likes; 0 for
+            fsync; -1 when it failed.
+        error: The failure, with errno, or None. ECANCELED: it was cancelled.
+    """
+
+    request: int
+    tag: Any
+    result: int
+    error: OSError | None
+
+
+_new = tuple.__new__
+
+
+class _Queue(Protocol):
+    """What both backends are."""
+
+    name: Backend
+    fd: int
+    prepare: Callable[[int, int, Any, int, int, int], int]
+    READ: int
+    READV: int
+    WRITE: int
+    WRITEV: int
+    FSYNC: int
+
+    def submit(self) -> int: ...
+    def reap(self) -> tuple[list[int], list[int]]: ...
+    def cancel(self, number: int) -> bool: ...
+    def active(self) -> int: ...
+    def stop(self) -> None: ...
+    def drain(self, running: Sequence[int]) -> None: ...
+    def close(self) -> None: ...
+
+
+# number: (tag, the exported memory, what the descriptor was taken from)
+_Requests: TypeAlias = dict[int, tuple[Any, Any, Any]]
+
+# Queues that were not closed, for the end of the interpreter; and those whose memory can never be freed.
+_open: "weakref.WeakKeyDictionary[_Queue, _Requests]" = weakref.WeakKeyDictionary()
+_abandoned: list[tuple[_Queue, _Requests]] = []
+
+
+def _end(queue: _Queue, requests: _Requests) -> None:
+    """Cancel, wait, and only then let go of the buffers."""
+    if _open.pop(queue, None) is None:
+        return
+    try:
+        queue.stop()
+        queue.drain(list(requests))
+    except BaseException:
+        _abandoned.append((queue, requests.copy()))
+        raise
+    finally:
+        queue.close()
+    requests.clear()
+
+
+def _dropped(queue: _Queue, requests: _Requests, what: str) -> None:
+    """End the queue of an object that was dropped without close(), and say so as files do."""
+    warnings.warn(f"unclosed {what}", ResourceWarning, stacklevel=2)
+    _end(queue, requests)
+
+
+@atexit.register
+def _at_exit() -> None:
+    # The interpreter is about to free all memory; the kernel has to let go of the buffers before.
+    for queue, requests in list(_open.items()):
+        _end(queue, requests)
+
+
+def _why_no_io_uring(error: OSError) -> UnsupportedError:
+    """Explain a refusal of io_uring: cause and fix."""
+    number = error.errno or 0
+    found, fix = f"io_uring_setup: {os.strerror(number)}", "use backend='auto' or 'linux_aio'"
+    if number in {errno.EPERM, errno.EACCES}:
+        try:
+            with open("/proc/sys/kernel/io_uring_disabled") as stream:
+                disabled = int(stream.read())
+        except OSError:
+            disabled = 0  # no such setting before 6.6, or /proc is not mounted
+        if disabled:
+            found = f"kernel.io_uring_disabled is {disabled}"
+            fix = "set kernel.io_uring_disabled to 0" + (
+                ", or be a member of the group kernel.io_uring_group" if disabled == 1 else ""
+            )
+        else:
+            found += " (a seccomp filter or a security module)"
+            fix = "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp filter"
+    elif number == errno.ENOSYS:
+        found += " (no io_uring in this kernel, or a seccomp filter that says so)"
+        fix = "use a kernel with CONFIG_IO_URING, or allow io_uring in the seccomp filter; or backend='linux_aio'"
+    return UnsupportedError(
+        "io_uring",
+        needed="Linux 5.6 with CONFIG_IO_URING, and leave to use it",
+        found=found,
+        fix=fix,
+        errno=number,
+    )
+
+
+_NOT_ALLOWED = {errno.EPERM, errno.EACCES, errno.ENOSYS}
+
+
+def _linux_aio(depth: int) -> _Queue:
+    try:
+        return LinuxAio(depth)
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            raise
+        raise UnsupportedError(
+            "Linux AIO",
+            needed="CONFIG_AIO, and leave to use it",
+            found=f"io_setup: {error.strerror} (no AIO in this kernel, or a seccomp filter)",
+            fix="allow io_setup, io_submit, io_getevents, io_cancel and io_destroy in the seccomp filter",
+            errno=error.errno or 0,
+        ) from error
+
+
+def _queue(depth: int, backend: str) -> _Queue:
+    if backend not in {"auto", "io_uring", "linux_aio"}:
+        raise ValueError(f"backend must be 'auto', 'io_uring' or 'linux_aio', got {backend!r}")
+    in_range(depth, 1, 32767, "depth")
+    if backend == "linux_aio":
+        return _linux_aio(depth)
+    try:
+        return IoUring(depth)
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            raise
+        if backend == "io_uring":
+            raise _why_no_io_uring(error) from error
+        return _linux_aio(depth)
+
+
+class Aio(EventLike[Completion]):
+    """A queue of asynchronous reads and writes, and of their completions as events.
+
+    `read`, `write` and `fsync` queue a request and return its number. The queue is submitted, in one system call,
+    by `submit` and by everything that reads events: `read_event`, `read_events`, iteration. Who polls `fileno()`
+    himself, or has another thread that waits already, calls `submit`. Requests run side by side and complete in
+    any order, also those on the same bytes: wait for a write before the fsync that is to cover it.
+
+    Linux AIO is asynchronous for files opened with O_DIRECT; others are read and written inside `submit`. What has
+    no offset (a pipe, a socket) io_uring reads and writes too, ignoring the offset; Linux AIO completes it with
+    ESPIPE.
+
+    `close` cancels what runs and returns when the kernel has let go of every buffer. It waits for a disk that is
+    slow to answer, as close does. With io_uring, requests end with ECANCELED when the thread that submitted them
+    ends. After fork a child can only close the object.
+
+    Args:
+        depth: Requests that can be queued or running at a time, until their completions are read; 1 to 32767.
+        backend: "auto" takes io_uring where it is allowed, else Linux AIO.
+
+    Raises:
+        UnsupportedError: The kernel or a filter refuses the backend; the message says which and what to do.
+        OSError: EMFILE or ENFILE (no descriptor left), EAGAIN (Linux AIO: fs.aio-max-nr is used up), ENOMEM.
+
+    Attributes:
+        backend: "io_uring" or "linux_aio".
+
+    See io_uring(7) and io_submit(2). Since Linux 5.6 for io_uring.
+    """
+
+    name: ClassVar[str] = "aio"
+
+    backend: Backend
+
+    def __init__(
+        self, depth: int = 64, *, backend: Literal["auto", "io_uring", "linux_aio"] = "auto"
+    ) -> None:
+        queue = _queue(depth, backend)
+        super().__init__(queue.fd)
+        # The base would close the descriptor of a dropped object while the kernel still writes to its buffers.
+        self._finalizer.detach()
+        self.backend = queue.name
+        self._queue = queue
+        self._prepare = queue.prepare
+        self._requests: _Requests = {}
+        self._numbers = itertools.count(1)
+        self._unsubmitted = False
+        self._depth = depth
+        _open[queue] = self._requests
+        self._finalizer = weakref.finalize(
+            self, _dropped, queue, self._requests, f"{self.name} fd={queue.fd}"
+        )
+        self._finalizer.atexit = False  # _at_exit does that, without a warning
+
+    # ── requests ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def read(  # type: ignore[override]  # the base has it to say that files read differently
+        self, fd: Fd, buffers: "Buffer | Sequence[Buffer]", offset: int, *, tag: object = None
+    ) -> int:
+        """Queue a read into a buffer, or into several one after the other; return the request's number.
+
+        Args:
+            fd: Where to read; kept until the completion if it is an object.
+            buffers: A writable buffer, or 1 to 1024 of them. They are held, and cannot be resized, until the
+                completion was read.
+            offset: Where in the file, in bytes, 0 to 2**63 - 1.
+            tag: Anything; it comes back in the completion.
+
+        Raises:
+            TypeError: A buffer is none, or read-only.
+            ValueError: An argument is out of range, or the object is closed.
+            BlockingIOError: `depth` requests are queued or running.
+        """
+        queue = self._queue
+        return self._start(queue.READ, queue.READV, fd, buffers, offset, tag, True)
+
+    def write(  # type: ignore[override]  # the base has it to say that files write differently
+        self, fd: Fd, buffers: "Buffer | Sequence[Buffer]", offset: int, *, tag: object = None
+    ) -> int:
+        """Queue a write of a buffer, or of several one after the other; return the request's number.
+
+        Args:
+            fd: Where to write; kept until the completion if it is an object.
+            buffers: A buffer, or 1 to 1024 of them, held until the completion was read: what is changed before is
+                written or not.
+            offset: Where in the file, in bytes, 0 to 2**63 - 1.
+            tag: Anything; it comes back in the completion.
+
+        Raises:
+            TypeError: A buffer is none.
+            ValueError: An argument is out of range, or the object is closed.
+            BlockingIOError: `depth` requests are queued or running.
+        """
+        queue = self._queue
+        return self._start(queue.WRITE, queue.WRITEV, fd, buffers, offset, tag, False)
+
+    def fsync(self, fd: Fd, *, tag: object = None) -> int:
+        """Queue an fsync; it covers the writes that completed before. Return the request's number.
+
+        Args:
+            fd: The file.
+            tag: Anything; it comes back in the completion.
+
+        Raises:
+            ValueError: An argument is out of range, or the object is closed.
+            BlockingIOError: `depth` requests are queued or running.
+        """
+        return self._add(self._queue.FSYNC, fd, None, 0, 0, tag)
+
+    def _start(
+        self, one: int, many: int, fd: Fd, buffers: Any, offset: int, tag: object, writable: bool
+    ) -> int:
+        if type(offset) is not int or not 0 <= offset <= _OFFSET_MAX:
+            in_range(offset, 0, _OFFSET_MAX, "offset")
+        kind = type(buffers)
+        if kind is not list and kind is not tuple:
+            try:
+                data: Exported = export_writable(buffers) if writable else export_readable(buffers)
+            except (TypeError, BufferError):
+                if not isinstance(buffers, Sequence) or isinstance(
+                    buffers, str | bytes | bytearray | memoryview
+                ):
+                    export(buffers, writable, "buffers")  # raises, and says why
+            else:
+                return self._add(one, fd, data, min(len(data), RW_MAX), offset, tag)
+        vector, exported = iovec_of(buffers, writable)
+        return self._add(many, fd, vector, len(vector), offset, tag, exported)
+
+    def _add(
+        self, opcode: int, fd: Fd, memory: Any, length: int, offset: int, tag: object, held: object = None
+    ) -> int:
+        target = fd if type(fd) is int and -1 <= fd < 2**31 else fd_of(fd)
+        number = next(self._numbers)
+        # First the entry: another thread may submit and reap the request before this call is over.
+        self._requests[number] = (tag, memory, (fd, held))
+        if self._prepare(opcode, target, memory, length, offset, number) < 0:
+            failed = last_errno()
+            del self._requests[number]
+            raise self._refused(failed)
+        self._unsubmitted = True
+        return number
+
+    def _refused(self, number: int) -> Exception:
+        if number == errno.EAGAIN:
+            return BlockingIOError(
+                number, f"{self._depth} requests are queued or running: read completions first"
+            )
+        if number == errno.ESTALE:
+            if self._closing:
+                return ValueError(CLOSED)
+            return ValueError("this Aio belongs to the process that forked; make one after the fork")
+        return os_error(number)
+
+    def submit(self) -> int:
+        """Start what is queued; return how many requests the kernel took.
+
+        Raises:
+            ValueError: The object is closed.
+            BlockingIOError: The kernel has no room now; the requests stay queued.
+        """
+        self._unsubmitted = False
+        try:
+            return self._queue.submit()
+        except OSError as error:
+            self._unsubmitted = True
+            raise self._refused(error.errno or 0) from None
+
+    def cancel(self, request: int) -> bool:
+        """End a request early; return whether its completion says ECANCELED, which comes in any case.
+
+        False: it has completed, is past the point of return, or is of a kind that cannot be cancelled (reads and
+        writes of files, for the most part). A request that was not submitted is never carried out.
+
+        Args:
+            request: Its number.
+
+        Raises:
+            ValueError: The object is closed.
+        """
+        in_range(request, 1, 2**63 - 1, "request")
+        try:
+            return request in self._requests and self._queue.cancel(request)
+        except OSError as error:
+            raise self._refused(error.errno or 0) from None
+
+    # ── completions ───────────────────────────────────────────────────────────────────────────────────────
+
+    def pending(self) -> int:
+        """Return how many requests are queued or running, or have completions that the kernel still holds.
+
+        Raises:
+            ValueError: The object is closed.
+        """
+        try:
+            return self._queue.active()
+        except OSError as error:
+            raise self._refused(error.errno or 0) from None
+
+    def _read(self) -> list[Completion]:
+        try:
+            if self._unsubmitted:
+                self._unsubmitted = False
+                self._queue.submit()
+            numbers, results = self._queue.reap()
+        except OSError as error:
+            self._unsubmitted = True
+            raise self._refused(error.errno or 0) from None
+        if not numbers:
+            return []
+        taken = map(self._requests.pop, numbers)
+        if min(results) >= 0:
+            return [
+                _new(Completion, (number, entry[0], result, None))
+                for number, entry, result in zip(numbers, taken, results, strict=True)
+            ]
+        return [
+            Completion(number, entry[0], result, None)
+            if result >= 0
+            else Completion(number, entry[0], -1, os_error(-result))
+            for number, entry, result in zip(numbers, taken, results, strict=True)
+        ]
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def close(self) -> None:
+        """Cancel what is queued and running, wait until the kernel has let go of every buffer, and close.
+
+        Completions that were not read are dropped; a thread that waits for one gets a ValueError. Closing twice
+        does nothing.
+
+        Raises:
+            OSError: EBADF (somebody else closed the descriptor); the object is closed all the same.
+        """
+        if self._take_fd() >= 0:
+            _end(self._queue, self._requests)
+
+    def detach(self) -> NoReturn:
+        """Refuse: the descriptor alone is of no use, and the buffers would be forgotten.
+
+        Raises:
+            io.UnsupportedOperation: Always; an OSError and a ValueError.
+        """
+        raise io.UnsupportedOperation("the descriptor of an Aio is of no use without it")
+
+    def _forget(self) -> None:
+        super()._forget()
+        # The requests are the parent's; what they would write to here is a copy.
+        self._requests.clear()
+
+
+class Aio_async(EventLike_async[Completion]):  # noqa: N801  # Butter's scheme of names
+    """The asyncio twin of `Aio`: a queue of completions.
+
+    What is queued during one iteration of the loop is submitted together, in one system call, before the next;
+    nothing has to be called for that. For `depth`, `backend`, errors and everything else see `Aio`.
+
+    Args:
+        depth: Requests that can be queued or running at a time, until their completions are read; 1 to 32767.
+        backend: "auto" takes io_uring where it is allowed, else Linux AIO.
+        maxsize: How many completions the queue holds at most before the rest stays in the kernel; 0: no limit.
+
+    Attributes:
+        backend: "io_uring" or "linux_aio".
+    """
+
+    _source: Aio
+
+    def __init__(
+        self,
+        depth: int = 64,
+        *,
+        backend: Literal["auto", "io_uring", "linux_aio"] = "auto",
+        maxsize: int = 0,
+    ) -> None:
+        super().__init__(Aio(depth, backend=backend), maxsize)
+        self.backend: Backend = self._source.backend
+        self._scheduled = False
+
+    def read(self, fd: Fd, buffers: "Buffer | Sequence[Buffer]", offset: int, *, tag: object = None) -> int:
+        """Queue a read; see `Aio.read`."""
+        if not self._scheduled:
+            self._schedule()
+        return self._source.read(fd, buffers, offset, tag=tag)
+
+    def write(self, fd: Fd, buffers: "Buffer | Sequence[Buffer]", offset: int, *, tag: object = None) -> int:
+        """Queue a write; see `Aio.write`."""
+        if not self._scheduled:
+            self._schedule()
+        return self._source.write(fd, buffers, offset, tag=tag)
+
+    def fsync(self, fd: Fd, *, tag: object = None) -> int:
+        """Queue an fsync; see `Aio.fsync`."""
+        if not self._scheduled:
+            self._schedule()
+        return self._source.fsync(fd, tag=tag)
+
+    def submit(self) -> int:
+        """Start what is queued now, before the loop does; see `Aio.submit`."""
+        return self._source.submit()
+
+    def cancel(self, request: int) -> bool:
+        """End a request early; see `Aio.cancel`."""
+        return self._source.cancel(request)
+
+    def pending(self) -> int:
+        """Return how many requests are queued or running; see `Aio.pending`."""
+        return self._source.pending()
+
+    def _schedule(self) -> None:
+        self._bind().call_soon(self._submit_queued)
+        self._scheduled = True
+
+    def _submit_queued(self) -> None:
+        self._scheduled = False
+        if self._source.closed:
+            return
+        if 0 < self._maxsize <= len(self._cache):
+            self._source.submit()
+        else:
+            self._fill()
+
+
+def aligned_buffer(size: int, alignment: int = 4096) -> memoryview:
+    """Return zeroed memory at an aligned address, as reads and writes with O_DIRECT need it.
+
+    It is freed when the last view of it is dropped. It is shared with children made by fork, not copied: open(2)
+    asks for that where O_DIRECT runs while a process forks.
+
+    Args:
+        size: In bytes, 1 or more; O_DIRECT wants multiples of the file's block size too.
+        alignment: In bytes, a power of two up to 2**30.
+
+    Raises:
+        ValueError: A size or an alignment that is none.
+        OSError: ENOMEM.
+
+    See open(2), at O_DIRECT.
+    """
+    in_range(size, 1, 2**47, "size")
+    in_range(alignment, 1, 2**30, "alignment")
+    if alignment & (alignment - 1):
+        raise ValueError(f"alignment must be a power of two, got {alignment}")
+    slack = alignment if alignment > mmap.PAGESIZE else 0
+    memory = memoryview(mmap.mmap(-1, size + slack))
+    start = -address_of(export_writable(memory)) % alignment
+    return cast(memoryview, memory[start : start + size])
