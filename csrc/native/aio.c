@@ -139,6 +139,10 @@ static int aio_lock(struct sandbox_aio *aio)
 static int sandbox_aio_prepare(struct sandbox_aio *aio, unsigned opcode, int fd, void *address,
                                uint32_t length, int64_t offset, uint64_t data)
 {
+    if (offset < 0) {
+        errno = EINVAL;
+        return -1;
+    }
     if (aio_lock(aio) < 0)
         return -1;
     if (aio->free == aio->depth) {

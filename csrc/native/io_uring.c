@@ -215,8 +215,12 @@ static struct io_uring_sqe *ring_next(struct sandbox_ring *ring)
 }
 
 static int sandbox_ring_prepare(struct sandbox_ring *ring, unsigned opcode, int fd, void *address,
-                                uint32_t length, uint64_t offset, uint64_t user_data)
+                                uint32_t length, int64_t offset, uint64_t user_data)
 {
+    if (offset < 0) {
+        errno = EINVAL;
+        return -1;
+    }
     pthread_mutex_lock(&ring->sq_lock);
     struct io_uring_sqe *sqe = ring_next(ring);
     if (sqe != NULL)

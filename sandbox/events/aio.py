@@ -15,24 +15,24 @@ Facts that the shape follows from:
 import atexit
 import errno
 import io
-import itertools
 import mmap
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, cast
+from collections.abc import Sequence
+from itertools import count, repeat
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias
 
 from sandbox.errors import UnsupportedError
 from sandbox.events.base import CLOSED, EventLike
 from sandbox.events.base_async import EventLike_async
 from sandbox.primitives._buffers import (
+    CHARS,
+    NULL,
     RW_MAX,
-    Exported,
     address_of,
     export,
-    export_readable,
-    export_writable,
+    from_buffer,
     iovec_of,
     last_errno,
 )
@@ -47,7 +47,8 @@ __all__ = ["Aio", "Aio_async", "Completion", "aligned_buffer"]
 
 Backend: TypeAlias = Literal["io_uring", "linux_aio"]
 
-_OFFSET_MAX = 2**63 - 1
+_SEQUENCES = frozenset({list, tuple})
+_NO_SEQUENCES = (str, bytes, bytearray, memoryview)
 
 
 class Completion(NamedTuple):
@@ -56,8 +57,8 @@ class Completion(NamedTuple):
     Attributes:
         request: The number that `read`, `write` or `fsync` returned.
         tag: What was given to it.
-        result: Bytes transferred: fewer than asked for at the end of the file, and whenever the kernel likes; 0 for
-            fsync; -1 when it failed.
+        result: Bytes transferred: fewer than asked for at the end of the file, and whenever the kernel
+            likes; 0 for fsync; -1 when it failed.
         error: The failure, with errno, or None. ECANCELED: it was cancelled.
     """
 
@@ -67,30 +68,7 @@ class Completion(NamedTuple):
     error: OSError | None
 
 
-_new = tuple.__new__
-
-
-class _Queue(Protocol):
-    """What both backends are."""
-
-    name: Backend
-    fd: int
-    prepare: Callable[[int, int, Any, int, int, int], int]
-    READ: int
-    READV: int
-    WRITE: int
-    WRITEV: int
-    FSYNC: int
-
-    def submit(self) -> int: ...
-    def reap(self) -> tuple[list[int], list[int]]: ...
-    def cancel(self, number: int) -> bool: ...
-    def active(self) -> int: ...
-    def stop(self) -> None: ...
-    def drain(self, running: Sequence[int]) -> None: ...
-    def close(self) -> None: ...
-
-
+_Queue: TypeAlias = IoUring | LinuxAio
 # number: (tag, the exported memory, what the descriptor was taken from)
 _Requests: TypeAlias = dict[int, tuple[Any, Any, Any]]
 
@@ -147,7 +125,7 @@ def _why_no_io_uring(error: OSError) -> UnsupportedError:
             fix = "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp filter"
     elif number == errno.ENOSYS:
         found += " (no io_uring in this kernel, or a seccomp filter that says so)"
-        fix = "use a kernel with CONFIG_IO_URING, or allow io_uring in the seccomp filter; or backend='linux_aio'"
+        fix = "allow io_uring in the seccomp filter, or use backend='linux_aio'"
     return UnsupportedError(
         "io_uring",
         needed="Linux 5.6 with CONFIG_IO_URING, and leave to use it",
@@ -194,18 +172,19 @@ def _queue(depth: int, backend: str) -> _Queue:
 class Aio(EventLike[Completion]):
     """A queue of asynchronous reads and writes, and of their completions as events.
 
-    `read`, `write` and `fsync` queue a request and return its number. The queue is submitted, in one system call,
-    by `submit` and by everything that reads events: `read_event`, `read_events`, iteration. Who polls `fileno()`
-    himself, or has another thread that waits already, calls `submit`. Requests run side by side and complete in
-    any order, also those on the same bytes: wait for a write before the fsync that is to cover it.
+    `read`, `write` and `fsync` queue a request and return its number. The queue is submitted, in one system
+    call, by `submit` and by everything that reads events: `read_event`, `read_events`, iteration. Who polls
+    `fileno()` himself, or has another thread that waits already, calls `submit`. Requests run side by side
+    and complete in any order, also those on the same bytes: wait for a write before the fsync that is to
+    cover it.
 
-    Linux AIO is asynchronous for files opened with O_DIRECT; others are read and written inside `submit`. What has
-    no offset (a pipe, a socket) io_uring reads and writes too, ignoring the offset; Linux AIO completes it with
-    ESPIPE.
+    Linux AIO is asynchronous for files opened with O_DIRECT; others are read and written inside `submit`.
+    What has no offset (a pipe, a socket) io_uring reads and writes too, ignoring the offset; Linux AIO
+    completes it with ESPIPE.
 
-    `close` cancels what runs and returns when the kernel has let go of every buffer. It waits for a disk that is
-    slow to answer, as close does. With io_uring, requests end with ECANCELED when the thread that submitted them
-    ends. After fork a child can only close the object.
+    `close` cancels what runs and returns when the kernel has let go of every buffer. It waits for a disk
+    that is slow to answer, as close does. With io_uring, requests end with ECANCELED when the thread that
+    submitted them ends. After fork a child can only close the object.
 
     Args:
         depth: Requests that can be queued or running at a time, until their completions are read; 1 to 32767.
@@ -230,20 +209,21 @@ class Aio(EventLike[Completion]):
     ) -> None:
         queue = _queue(depth, backend)
         super().__init__(queue.fd)
-        # The base would close the descriptor of a dropped object while the kernel still writes to its buffers.
+        # The base's own would close the descriptor while the kernel still writes to the buffers.
         self._finalizer.detach()
         self.backend = queue.name
         self._queue = queue
         self._prepare = queue.prepare
+        self._read_one, self._read_many = queue.READ, queue.READV
+        self._write_one, self._write_many = queue.WRITE, queue.WRITEV
         self._requests: _Requests = {}
-        self._numbers = itertools.count(1)
+        self._numbers = count(1)
         self._unsubmitted = False
         self._depth = depth
         _open[queue] = self._requests
-        self._finalizer = weakref.finalize(
-            self, _dropped, queue, self._requests, f"{self.name} fd={queue.fd}"
-        )
-        self._finalizer.atexit = False  # _at_exit does that, without a warning
+        finalizer: Any = weakref.finalize(self, _dropped, queue, self._requests, f"{self.name} fd={queue.fd}")
+        finalizer.atexit = False  # _at_exit does that, without a warning
+        self._finalizer = finalizer
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -264,8 +244,7 @@ class Aio(EventLike[Completion]):
             ValueError: An argument is out of range, or the object is closed.
             BlockingIOError: `depth` requests are queued or running.
         """
-        queue = self._queue
-        return self._start(queue.READ, queue.READV, fd, buffers, offset, tag, True)
+        return self._start(self._read_one, self._read_many, fd, buffers, offset, tag, True)
 
     def write(  # type: ignore[override]  # the base has it to say that files write differently
         self, fd: Fd, buffers: "Buffer | Sequence[Buffer]", offset: int, *, tag: object = None
@@ -274,8 +253,8 @@ class Aio(EventLike[Completion]):
 
         Args:
             fd: Where to write; kept until the completion if it is an object.
-            buffers: A buffer, or 1 to 1024 of them, held until the completion was read: what is changed before is
-                written or not.
+            buffers: A buffer, or 1 to 1024 of them, held until the completion was read: what is changed
+                before is written or not.
             offset: Where in the file, in bytes, 0 to 2**63 - 1.
             tag: Anything; it comes back in the completion.
 
@@ -284,8 +263,7 @@ class Aio(EventLike[Completion]):
             ValueError: An argument is out of range, or the object is closed.
             BlockingIOError: `depth` requests are queued or running.
         """
-        queue = self._queue
-        return self._start(queue.WRITE, queue.WRITEV, fd, buffers, offset, tag, False)
+        return self._start(self._write_one, self._write_many, fd, buffers, offset, tag, False)
 
     def fsync(self, fd: Fd, *, tag: object = None) -> int:
         """Queue an fsync; it covers the writes that completed before. Return the request's number.
@@ -298,46 +276,46 @@ class Aio(EventLike[Completion]):
             ValueError: An argument is out of range, or the object is closed.
             BlockingIOError: `depth` requests are queued or running.
         """
-        return self._add(self._queue.FSYNC, fd, None, 0, 0, tag)
+        return self._add(self._queue.FSYNC, fd, NULL, 0, 0, tag, None)
 
     def _start(
         self, one: int, many: int, fd: Fd, buffers: Any, offset: int, tag: object, writable: bool
     ) -> int:
-        if type(offset) is not int or not 0 <= offset <= _OFFSET_MAX:
-            in_range(offset, 0, _OFFSET_MAX, "offset")
-        kind = type(buffers)
-        if kind is not list and kind is not tuple:
+        if type(buffers) not in _SEQUENCES:
             try:
-                data: Exported = export_writable(buffers) if writable else export_readable(buffers)
+                memory = from_buffer(CHARS, buffers, writable)
             except (TypeError, BufferError):
-                if not isinstance(buffers, Sequence) or isinstance(
-                    buffers, str | bytes | bytearray | memoryview
-                ):
+                if not isinstance(buffers, Sequence) or isinstance(buffers, _NO_SEQUENCES):
                     export(buffers, writable, "buffers")  # raises, and says why
             else:
-                return self._add(one, fd, data, min(len(data), RW_MAX), offset, tag)
-        vector, exported = iovec_of(buffers, writable)
-        return self._add(many, fd, vector, len(vector), offset, tag, exported)
+                length = len(memory)
+                return self._add(one, fd, memory, min(RW_MAX, length), offset, tag, fd)
+        memory, exported = iovec_of(buffers, writable)
+        return self._add(many, fd, memory, len(memory), offset, tag, (fd, exported))
 
     def _add(
-        self, opcode: int, fd: Fd, memory: Any, length: int, offset: int, tag: object, held: object = None
+        self, opcode: int, fd: Fd, memory: Any, length: int, offset: int, tag: object, held: object
     ) -> int:
-        target = fd if type(fd) is int and -1 <= fd < 2**31 else fd_of(fd)
+        target = fd if type(fd) is int else fd_of(fd)
         number = next(self._numbers)
         # First the entry: another thread may submit and reap the request before this call is over.
-        self._requests[number] = (tag, memory, (fd, held))
-        if self._prepare(opcode, target, memory, length, offset, number) < 0:
+        self._requests[number] = (tag, memory, held)
+        try:
+            if self._prepare(opcode, target, memory, length, offset, number) == 0:
+                self._unsubmitted = True
+                return number
             failed = last_errno()
-            del self._requests[number]
-            raise self._refused(failed)
-        self._unsubmitted = True
-        return number
+        except (OverflowError, TypeError):
+            failed = errno.EINVAL
+        del self._requests[number]
+        if failed == errno.EINVAL:
+            fd_of(fd)
+            in_range(offset, 0, 2**63 - 1, "offset")
+        raise self._refused(failed)
 
     def _refused(self, number: int) -> Exception:
         if number == errno.EAGAIN:
-            return BlockingIOError(
-                number, f"{self._depth} requests are queued or running: read completions first"
-            )
+            return BlockingIOError(number, f"{self._depth} requests are queued or running: read completions")
         if number == errno.ESTALE:
             if self._closing:
                 return ValueError(CLOSED)
@@ -361,7 +339,8 @@ class Aio(EventLike[Completion]):
     def cancel(self, request: int) -> bool:
         """End a request early; return whether its completion says ECANCELED, which comes in any case.
 
-        False: it has completed, is past the point of return, or is of a kind that cannot be cancelled (reads and
+        False: it has completed, is past the point of return, or is of a kind that cannot be cancelled (reads
+            and
         writes of files, for the most part). A request that was not submitted is never carried out.
 
         Args:
@@ -400,17 +379,13 @@ class Aio(EventLike[Completion]):
             raise self._refused(error.errno or 0) from None
         if not numbers:
             return []
-        taken = map(self._requests.pop, numbers)
+        tags = [entry[0] for entry in map(self._requests.pop, numbers)]
         if min(results) >= 0:
-            return [
-                _new(Completion, (number, entry[0], result, None))
-                for number, entry, result in zip(numbers, taken, results, strict=True)
-            ]
+            rows = zip(numbers, tags, results, repeat(None))
+            return list(map(tuple.__new__, repeat(Completion), rows))  # type: ignore[arg-type]  # as _make does
         return [
-            Completion(number, entry[0], result, None)
-            if result >= 0
-            else Completion(number, entry[0], -1, os_error(-result))
-            for number, entry, result in zip(numbers, taken, results, strict=True)
+            Completion(*row, None) if row[2] >= 0 else Completion(row[0], row[1], -1, os_error(-row[2]))
+            for row in zip(numbers, tags, results, strict=True)
         ]
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────
@@ -418,8 +393,8 @@ class Aio(EventLike[Completion]):
     def close(self) -> None:
         """Cancel what is queued and running, wait until the kernel has let go of every buffer, and close.
 
-        Completions that were not read are dropped; a thread that waits for one gets a ValueError. Closing twice
-        does nothing.
+        Completions that were not read are dropped; a thread that waits for one gets a ValueError. Closing
+        twice does nothing.
 
         Raises:
             OSError: EBADF (somebody else closed the descriptor); the object is closed all the same.
@@ -444,13 +419,14 @@ class Aio(EventLike[Completion]):
 class Aio_async(EventLike_async[Completion]):  # noqa: N801  # Butter's scheme of names
     """The asyncio twin of `Aio`: a queue of completions.
 
-    What is queued during one iteration of the loop is submitted together, in one system call, before the next;
-    nothing has to be called for that. For `depth`, `backend`, errors and everything else see `Aio`.
+    What is queued during one iteration of the loop is submitted together, in one system call, before the
+    next; nothing has to be called for that. For `depth`, `backend`, errors and everything else see `Aio`.
 
     Args:
         depth: Requests that can be queued or running at a time, until their completions are read; 1 to 32767.
         backend: "auto" takes io_uring where it is allowed, else Linux AIO.
-        maxsize: How many completions the queue holds at most before the rest stays in the kernel; 0: no limit.
+        maxsize: How many completions the queue holds at most before the rest stays in the kernel; 0: no
+            limit.
 
     Attributes:
         backend: "io_uring" or "linux_aio".
@@ -516,8 +492,8 @@ class Aio_async(EventLike_async[Completion]):  # noqa: N801  # Butter's scheme o
 def aligned_buffer(size: int, alignment: int = 4096) -> memoryview:
     """Return zeroed memory at an aligned address, as reads and writes with O_DIRECT need it.
 
-    It is freed when the last view of it is dropped. It is shared with children made by fork, not copied: open(2)
-    asks for that where O_DIRECT runs while a process forks.
+    It is freed when the last view of it is dropped. It is shared with children made by fork, not copied:
+    open(2) asks for that where O_DIRECT runs while a process forks.
 
     Args:
         size: In bytes, 1 or more; O_DIRECT wants multiples of the file's block size too.
@@ -535,5 +511,5 @@ def aligned_buffer(size: int, alignment: int = 4096) -> memoryview:
         raise ValueError(f"alignment must be a power of two, got {alignment}")
     slack = alignment if alignment > mmap.PAGESIZE else 0
     memory = memoryview(mmap.mmap(-1, size + slack))
-    start = -address_of(export_writable(memory)) % alignment
-    return cast(memoryview, memory[start : start + size])
+    start = -address_of(export(memory, True)) % alignment
+    return memory[start : start + size]

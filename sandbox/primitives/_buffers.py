@@ -1,24 +1,27 @@
 """Memory handed to the kernel for longer than one call: exported buffers and vectors of them."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sandbox._native import ffi
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from typing_extensions import Buffer
 
-# A cffi array over somebody's memory. It holds the buffer: bytearray.extend, mmap.close and memoryview.release
-# fail with BufferError as long as it lives. len() is the number of bytes.
+# A cffi array over somebody's memory; len() is its bytes. It holds the buffer: bytearray.extend, mmap.close
+# and memoryview.release fail with BufferError as long as it lives.
 Exported: TypeAlias = Any
 
 IOV_MAX = 1024
 # What the kernel transfers at most in one call, whatever is asked for: MAX_RW_COUNT.
 RW_MAX = 0x7FFFF000
 
-export_readable: "Callable[[Buffer], Exported]" = partial(ffi.from_buffer, "char[]")
-export_writable: "Callable[[Buffer], Exported]" = partial(ffi.from_buffer, "char[]", require_writable=True)
+# For those who export much: from_buffer(CHARS, buffer, writable), a quarter of the cost of from_buffer("char[]",
+# buffer, require_writable=writable). It raises TypeError and BufferError.
+CHARS: Any = ffi.typeof("char[]")
+NULL: Any = ffi.NULL
+from_buffer: "Callable[[Any, Buffer, bool], Exported]" = ffi.from_buffer
 
 
 def export(buffer: "Buffer", writable: bool, name: str = "buffer") -> Exported:
@@ -28,7 +31,7 @@ def export(buffer: "Buffer", writable: bool, name: str = "buffer") -> Exported:
         TypeError: Not a contiguous bytes-like object, or read-only where the kernel is to write.
     """
     try:
-        return export_writable(buffer) if writable else export_readable(buffer)
+        return from_buffer(CHARS, buffer, writable)
     except (TypeError, BufferError) as error:
         kind = "writable bytes-like" if writable else "bytes-like"
         raise TypeError(f"{name} must be a contiguous {kind} object, not {type(buffer).__name__}") from error

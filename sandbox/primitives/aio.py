@@ -71,8 +71,8 @@ class Iocb:
     Args:
         command: What to do.
         fd: On which descriptor.
-        buffers: The memory: one buffer (PREAD, PWRITE), a sequence of at most 1024 (PREADV, PWRITEV), the poll
-            events as an int (POLL), or None (FSYNC, FDSYNC). It is held as long as this object lives.
+        buffers: The memory: one buffer (PREAD, PWRITE), a sequence of at most 1024 (PREADV, PWRITEV), the
+            poll events as an int (POLL), or None (FSYNC, FDSYNC). It is held as long as this object lives.
         offset: Where in the file, in bytes.
         data: A number of 64 bits that comes back in the event.
         resfd: An eventfd that is rung when the request completes.
@@ -186,8 +186,8 @@ def io_submit(ctx: int, iocbs: Sequence[Iocb]) -> int:
     Each control block, with its memory, is held until its event was read or the context is destroyed.
 
     Raises:
-        OSError: The first was refused: EAGAIN (no room), EBADF (its descriptor), EINVAL (no such context, or its
-            arguments), EFAULT, ENOSYS.
+        OSError: The first was refused: EAGAIN (no room), EBADF (its descriptor), EINVAL (no such context, or
+            its arguments), EFAULT, ENOSYS.
 
     See io_submit(2). Since Linux 2.6.
     """
@@ -289,8 +289,9 @@ def nanoseconds(timeout: float | None) -> int:
 class LinuxAio:
     """A context with its eventfd and a queue of control blocks: what `sandbox.events.Aio` stands on.
 
-    The same interface as `IoUring`. `prepare` is called with an opcode, a descriptor, memory exported by cffi, a
-    length, an offset and a number under 2**63; it returns 0, or -1 with `ffi.errno`. Nothing here holds the
+    The same interface as `IoUring`. `prepare` is called with an opcode, a descriptor, memory exported by
+    cffi, a length, an offset and a number under 2**63; it returns 0, or -1 with `ffi.errno`. Nothing here
+    holds the
     memory: the caller does, until `reap` has given back the number or `drain` has returned.
 
     Args:
@@ -329,7 +330,8 @@ class LinuxAio:
         """Start what is prepared; return how many requests were started or refused.
 
         Raises:
-            OSError: EAGAIN (the kernel has no room now; what is left stays prepared), ESTALE (drained or forked).
+            OSError: EAGAIN (the kernel has no room now; what is left stays prepared), ESTALE (drained or
+                forked).
         """
         return check(lib.sandbox_aio_submit(self._queue))
 

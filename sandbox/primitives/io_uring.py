@@ -68,8 +68,9 @@ def io_uring_setup(
         wq_fd: The ring whose workers are shared, with ATTACH_WQ.
 
     Raises:
-        OSError: EPERM (kernel.io_uring_disabled, or a seccomp filter), ENOSYS (no io_uring in this kernel, or a
-            filter), EINVAL (flags that this kernel lacks, or entries over the limit), EMFILE, ENFILE, ENOMEM.
+        OSError: EPERM (kernel.io_uring_disabled, or a seccomp filter), ENOSYS (no io_uring in this kernel,
+            or a filter), EINVAL (flags that this kernel lacks, or entries over the limit), EMFILE, ENFILE,
+            ENOMEM.
 
     See io_uring_setup(2). Since Linux 5.1.
     """
@@ -116,8 +117,9 @@ def io_uring_enter(
         timeout: Seconds to wait at most; None waits for ever.
 
     Raises:
-        OSError: ETIME (the time is over), EINTR, EBADF, EOPNOTSUPP (no ring), EBADFD (the ring is not enabled),
-            EBUSY (completions must be read first), EAGAIN (out of memory), EINVAL, EPERM (a seccomp filter).
+        OSError: ETIME (the time is over), EINTR, EBADF, EOPNOTSUPP (no ring), EBADFD (the ring is not
+            enabled), EBUSY (completions must be read first), EAGAIN (out of memory), EINVAL, EPERM (a
+            seccomp filter).
 
     See io_uring_enter(2). Since Linux 5.1; a timeout since 5.11.
     """
@@ -140,13 +142,13 @@ def io_uring_register(fd: Fd, opcode: int, arg: "Buffer | None" = None, nr_args:
     Args:
         fd: The ring, or -1 for the operations that need none.
         opcode: Of `IoUringRegister`.
-        arg: The bytes of the operation's argument, writable where the kernel answers in them. Memory that they
-            point to must live as long as it is registered: the caller sees to that.
+        arg: The bytes of the operation's argument, writable where the kernel answers in them. Memory that
+            they point to must live as long as it is registered: the caller sees to that.
         nr_args: As the operation defines it: mostly the number of elements in `arg`.
 
     Raises:
-        OSError: EINVAL (an operation or argument that this kernel lacks), EBUSY (registered already), ENXIO (not
-            registered), EBADF, EFAULT, ENOMEM, EPERM (a seccomp filter).
+        OSError: EINVAL (an operation or argument that this kernel lacks), EBUSY (registered already), ENXIO
+            (not registered), EBADF, EFAULT, ENOMEM, EPERM (a seccomp filter).
 
     See io_uring_register(2). Since Linux 5.1.
     """
@@ -171,8 +173,9 @@ _FEATURES = IoUringFeature.SINGLE_MMAP | IoUringFeature.NODROP | IoUringFeature.
 class IoUring:
     """A pair of mapped rings as a queue of requests: what `sandbox.events.Aio` stands on.
 
-    The same interface as `LinuxAio`. `prepare` is called with an opcode, a descriptor, memory exported by cffi, a
-    length, an offset and a number under 2**63; it returns 0, or -1 with `ffi.errno`. Nothing here holds the
+    The same interface as `LinuxAio`. `prepare` is called with an opcode, a descriptor, memory exported by
+    cffi, a length, an offset and a number under 2**63; it returns 0, or -1 with `ffi.errno`. Nothing here
+    holds the
     memory: the caller does, until `reap` has given back the number or `drain` has returned. The descriptor is
     readable as long as there is a completion to reap.
 
@@ -214,7 +217,10 @@ class IoUring:
         self.prepare = partial(lib.sandbox_ring_prepare, self._ring)
 
     def push(self, sqe: "Buffer") -> None:
-        """Prepare a request of any kind from the 64 bytes of its struct io_uring_sqe; its user_data is under 2**63.
+        """Prepare a request of any kind.
+
+        Args:
+            sqe: The 64 bytes of a struct io_uring_sqe; its user_data is under 2**63.
 
         Raises:
             ValueError: Not 64 bytes.
@@ -229,8 +235,8 @@ class IoUring:
         """Start what is prepared; return how many requests the kernel took.
 
         Raises:
-            OSError: EAGAIN (the kernel has no memory now; what is left stays prepared), EBUSY, ESTALE (drained or
-                forked).
+            OSError: EAGAIN (the kernel has no memory now; what is left stays prepared), EBUSY, ESTALE
+                (drained or forked).
         """
         return check(lib.sandbox_ring_submit(self._ring))
 
