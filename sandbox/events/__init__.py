@@ -10,12 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sandbox.events.aio import (
-        Aio as Aio,
-        Aio_async as Aio_async,
-        Completion as Completion,
-        aligned_buffer as aligned_buffer,
-    )
+    from sandbox.events.aio import *
     from sandbox.events.base import EventLike as EventLike
     from sandbox.events.base_async import EventLike_async as EventLike_async
     from sandbox.events.eventfd import *

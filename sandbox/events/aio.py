@@ -12,18 +12,15 @@ Facts that the shape follows from:
 - The kernel cancels what a thread has submitted through io_uring when that thread ends.
 """
 
-import atexit
 import errno
 import io
 import mmap
-import os
-import warnings
 import weakref
 from collections.abc import Sequence
 from itertools import count, repeat
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn
 
-from sandbox.errors import UnsupportedError
+from sandbox.events._aio_queue import Backend, end_dropped_queue, end_queue, open_queue
 from sandbox.events.base import CLOSED, EventLike
 from sandbox.events.base_async import EventLike_async
 from sandbox.primitives._buffers import (
@@ -37,15 +34,11 @@ from sandbox.primitives._buffers import (
     last_errno,
 )
 from sandbox.primitives._call import Fd, fd_of, in_range, os_error
-from sandbox.primitives.aio import LinuxAio
-from sandbox.primitives.io_uring import IoUring
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Aio", "Aio_async", "Completion", "aligned_buffer"]
-
-Backend: TypeAlias = Literal["io_uring", "linux_aio"]
 
 _SEQUENCES = frozenset({list, tuple})
 _NO_SEQUENCES = (str, bytes, bytearray, memoryview)
@@ -66,107 +59,6 @@ class Completion(NamedTuple):
     tag: Any
     result: int
     error: OSError | None
-
-
-_Queue: TypeAlias = IoUring | LinuxAio
-# number: (tag, the exported memory, what the descriptor was taken from)
-_Requests: TypeAlias = dict[int, tuple[Any, Any, Any]]
-
-# Queues that were not closed, for the end of the interpreter; and those whose memory can never be freed.
-_open: "weakref.WeakKeyDictionary[_Queue, _Requests]" = weakref.WeakKeyDictionary()
-_abandoned: list[tuple[_Queue, _Requests]] = []
-
-
-def _end(queue: _Queue, requests: _Requests) -> None:
-    """Cancel, wait, and only then let go of the buffers."""
-    if _open.pop(queue, None) is None:
-        return
-    try:
-        queue.stop()
-        queue.drain(list(requests))
-    except BaseException:
-        _abandoned.append((queue, requests.copy()))
-        raise
-    finally:
-        queue.close()
-    requests.clear()
-
-
-def _dropped(queue: _Queue, requests: _Requests, what: str) -> None:
-    """End the queue of an object that was dropped without close(), and say so as files do."""
-    warnings.warn(f"unclosed {what}", ResourceWarning, stacklevel=2)
-    _end(queue, requests)
-
-
-@atexit.register
-def _at_exit() -> None:
-    # The interpreter is about to free all memory; the kernel has to let go of the buffers before.
-    for queue, requests in list(_open.items()):
-        _end(queue, requests)
-
-
-def _why_no_io_uring(error: OSError) -> UnsupportedError:
-    """Explain a refusal of io_uring: cause and fix."""
-    number = error.errno or 0
-    found, fix = f"io_uring_setup: {os.strerror(number)}", "use backend='auto' or 'linux_aio'"
-    if number in {errno.EPERM, errno.EACCES}:
-        try:
-            with open("/proc/sys/kernel/io_uring_disabled") as stream:
-                disabled = int(stream.read())
-        except OSError:
-            disabled = 0  # no such setting before 6.6, or /proc is not mounted
-        if disabled:
-            found = f"kernel.io_uring_disabled is {disabled}"
-            fix = "set kernel.io_uring_disabled to 0" + (
-                ", or be a member of the group kernel.io_uring_group" if disabled == 1 else ""
-            )
-        else:
-            found += " (a seccomp filter or a security module)"
-            fix = "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp filter"
-    elif number == errno.ENOSYS:
-        found += " (no io_uring in this kernel, or a seccomp filter that says so)"
-        fix = "allow io_uring in the seccomp filter, or use backend='linux_aio'"
-    return UnsupportedError(
-        "io_uring",
-        needed="Linux 5.6 with CONFIG_IO_URING, and leave to use it",
-        found=found,
-        fix=fix,
-        errno=number,
-    )
-
-
-_NOT_ALLOWED = {errno.EPERM, errno.EACCES, errno.ENOSYS}
-
-
-def _linux_aio(depth: int) -> _Queue:
-    try:
-        return LinuxAio(depth)
-    except OSError as error:
-        if error.errno not in _NOT_ALLOWED:
-            raise
-        raise UnsupportedError(
-            "Linux AIO",
-            needed="CONFIG_AIO, and leave to use it",
-            found=f"io_setup: {error.strerror} (no AIO in this kernel, or a seccomp filter)",
-            fix="allow io_setup, io_submit, io_getevents, io_cancel and io_destroy in the seccomp filter",
-            errno=error.errno or 0,
-        ) from error
-
-
-def _queue(depth: int, backend: str) -> _Queue:
-    if backend not in {"auto", "io_uring", "linux_aio"}:
-        raise ValueError(f"backend must be 'auto', 'io_uring' or 'linux_aio', got {backend!r}")
-    in_range(depth, 1, 32767, "depth")
-    if backend == "linux_aio":
-        return _linux_aio(depth)
-    try:
-        return IoUring(depth)
-    except OSError as error:
-        if error.errno not in _NOT_ALLOWED:
-            raise
-        if backend == "io_uring":
-            raise _why_no_io_uring(error) from error
-        return _linux_aio(depth)
 
 
 class Aio(EventLike[Completion]):
@@ -207,7 +99,7 @@ class Aio(EventLike[Completion]):
     def __init__(
         self, depth: int = 64, *, backend: Literal["auto", "io_uring", "linux_aio"] = "auto"
     ) -> None:
-        queue = _queue(depth, backend)
+        queue, requests = open_queue(depth, backend)
         super().__init__(queue.fd)
         # The base's own would close the descriptor while the kernel still writes to the buffers.
         self._finalizer.detach()
@@ -216,13 +108,14 @@ class Aio(EventLike[Completion]):
         self._prepare = queue.prepare
         self._read_one, self._read_many = queue.READ, queue.READV
         self._write_one, self._write_many = queue.WRITE, queue.WRITEV
-        self._requests: _Requests = {}
+        self._requests = requests
         self._numbers = count(1)
         self._unsubmitted = False
         self._depth = depth
-        _open[queue] = self._requests
-        finalizer: Any = weakref.finalize(self, _dropped, queue, self._requests, f"{self.name} fd={queue.fd}")
-        finalizer.atexit = False  # _at_exit does that, without a warning
+        finalizer: Any = weakref.finalize(
+            self, end_dropped_queue, queue, requests, f"{self.name} fd={queue.fd}"
+        )
+        finalizer.atexit = False  # _aio_queue does that, without a warning
         self._finalizer = finalizer
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────
@@ -286,7 +179,7 @@ class Aio(EventLike[Completion]):
                 memory = from_buffer(CHARS, buffers, writable)
             except (TypeError, BufferError):
                 if not isinstance(buffers, Sequence) or isinstance(buffers, _NO_SEQUENCES):
-                    export(buffers, writable, "buffers")  # raises, and says why
+                    export(buffers, writable, "buffers")  # type: ignore[arg-type]  # raises, and says why
             else:
                 length = len(memory)
                 return self._add(one, fd, memory, min(RW_MAX, length), offset, tag, fd)
@@ -382,7 +275,7 @@ class Aio(EventLike[Completion]):
         tags = [entry[0] for entry in map(self._requests.pop, numbers)]
         if min(results) >= 0:
             rows = zip(numbers, tags, results, repeat(None))
-            return list(map(tuple.__new__, repeat(Completion), rows))  # type: ignore[arg-type]  # as _make does
+            return list(map(tuple.__new__, repeat(Completion), rows))  # as _make does
         return [
             Completion(*row, None) if row[2] >= 0 else Completion(row[0], row[1], -1, os_error(-row[2]))
             for row in zip(numbers, tags, results, strict=True)
@@ -400,7 +293,7 @@ class Aio(EventLike[Completion]):
             OSError: EBADF (somebody else closed the descriptor); the object is closed all the same.
         """
         if self._take_fd() >= 0:
-            _end(self._queue, self._requests)
+            end_queue(self._queue, self._requests)
 
     def detach(self) -> NoReturn:
         """Refuse: the descriptor alone is of no use, and the buffers would be forgotten.

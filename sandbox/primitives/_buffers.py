@@ -17,8 +17,8 @@ IOV_MAX = 1024
 # What the kernel transfers at most in one call, whatever is asked for: MAX_RW_COUNT.
 RW_MAX = 0x7FFFF000
 
-# For those who export much: from_buffer(CHARS, buffer, writable), a quarter of the cost of from_buffer("char[]",
-# buffer, require_writable=writable). It raises TypeError and BufferError.
+# For those who export much: from_buffer(CHARS, buffer, writable) costs a quarter of
+# from_buffer("char[]", buffer, require_writable=writable). It raises TypeError and BufferError.
 CHARS: Any = ffi.typeof("char[]")
 NULL: Any = ffi.NULL
 from_buffer: "Callable[[Any, Buffer, bool], Exported]" = ffi.from_buffer
