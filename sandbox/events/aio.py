@@ -9,7 +9,8 @@ Facts that the shape follows from:
   interpreter all cancel what they can and wait for the rest before they let go of the memory.
 - A wait for that end may be interrupted by a signal handler that raises. Then the buffers are kept for ever.
 - A forked child has copies of the buffers and no request: it may close the object, nothing else.
-- The kernel cancels what a thread has submitted through io_uring when that thread ends.
+- io_uring finishes a request in the thread that submitted it, and no more once that has ended: a read of a
+  stream that then finds data is cancelled.
 """
 
 import errno
@@ -75,8 +76,9 @@ class Aio(EventLike[Completion]):
     completes it with ESPIPE.
 
     `close` cancels what runs and returns when the kernel has let go of every buffer. It waits for a disk
-    that is slow to answer, as close does. With io_uring, requests end with ECANCELED when the thread that
-    submitted them ends. After fork a child can only close the object.
+    that is slow to answer, and with Linux AIO some hundredths of a second in any case. With io_uring a read
+    or write of a stream is cancelled once the thread that submitted it has ended. After fork a child can only
+    close the object.
 
     Args:
         depth: Requests that can be queued or running at a time, until their completions are read; 1 to 32767.
