@@ -401,6 +401,9 @@ def in_a_thread_that_ends(function):
     thread = threading.Thread(target=function)
     thread.start()
     thread.join()
+    # Python's thread is over a little before the kernel's.
+    while os.path.exists(f"/proc/self/task/{thread.native_id}"):
+        os.sched_yield()
 
 
 def test_read_of_a_stream_is_cancelled_when_the_thread_that_submitted_it_has_ended(uring, pipe):
