@@ -274,7 +274,8 @@ static int sandbox_ring_submit(struct sandbox_ring *ring)
         ring->pending -= taken;
         memmove(ring->sqes, ring->sqes + taken, ring->pending * sizeof *ring->sqes);
         submitted += taken;
-        if (error == EINTR || (error == 0 && taken == 0))
+        /* EBUSY: completions have to be read first, on old kernels. */
+        if (error == EBUSY || error == EINTR || (error == 0 && taken == 0))
             error = EAGAIN;
     }
     pthread_mutex_unlock(&ring->sq_lock);

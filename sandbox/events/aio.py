@@ -206,16 +206,16 @@ class Aio(EventLike[Completion]):
         if failed == errno.EINVAL:
             fd_of(fd)
             in_range(offset, 0, 2**63 - 1, "offset")
+        if failed == errno.EAGAIN:
+            raise BlockingIOError(failed, f"{self._depth} requests are queued or running: read completions")
         raise self._refused(failed)
 
     def _refused(self, number: int) -> Exception:
-        if number == errno.EAGAIN:
-            return BlockingIOError(number, f"{self._depth} requests are queued or running: read completions")
-        if number == errno.ESTALE:
-            if self._closing:
-                return ValueError(CLOSED)
-            return ValueError("this Aio belongs to the process that forked; make one after the fork")
-        return os_error(number)
+        if number != errno.ESTALE:
+            return os_error(number)
+        if self._closing:
+            return ValueError(CLOSED)
+        return ValueError("this Aio belongs to the process that forked; make one after the fork")
 
     def submit(self) -> int:
         """Start what is queued; return how many requests the kernel took.
@@ -264,15 +264,21 @@ class Aio(EventLike[Completion]):
             raise self._refused(error.errno or 0) from None
 
     def _read(self) -> list[Completion]:
+        submitted = True
         try:
             if self._unsubmitted:
                 self._unsubmitted = False
-                self._queue.submit()
+                try:
+                    self._queue.submit()
+                except BlockingIOError:
+                    self._unsubmitted, submitted = True, False
             numbers, results = self._queue.reap()
         except OSError as error:
-            self._unsubmitted = True
             raise self._refused(error.errno or 0) from None
         if not numbers:
+            if not submitted:
+                # Not EAGAIN, which would mean that there is no event.
+                raise os_error(errno.ENOBUFS)
             return []
         tags = [entry[0] for entry in map(self._requests.pop, numbers)]
         if min(results) >= 0:

@@ -168,6 +168,13 @@ def io_uring_register(fd: Fd, opcode: int, arg: "Buffer | None" = None, nr_args:
 
 # Entries stay ours until submit, are copied by it, and no completion is lost: 5.5 has them all.
 _FEATURES = IoUringFeature.SINGLE_MMAP | IoUringFeature.NODROP | IoUringFeature.SUBMIT_STABLE
+# The others change the layout of the rings, or who looks at them and when.
+_FLAGS = (
+    IoUringSetup.SUBMIT_ALL
+    | IoUringSetup.COOP_TASKRUN
+    | IoUringSetup.TASKRUN_FLAG
+    | IoUringSetup.SINGLE_ISSUER
+)
 
 
 class IoUring:
@@ -183,7 +190,7 @@ class IoUring:
 
     Args:
         depth: Requests that can be prepared, running and not yet reaped at a time, 1 to 32767.
-        flags: Of `IoUringSetup`; not those that change the layout of the rings.
+        flags: SUBMIT_ALL, COOP_TASKRUN, TASKRUN_FLAG and SINGLE_ISSUER of `IoUringSetup`.
 
     Raises:
         OSError: As `io_uring_setup` and `io_uring_enter`; ENOSYS (the kernel is older than 5.5).
@@ -196,8 +203,10 @@ class IoUring:
 
     def __init__(self, depth: int, flags: int = 0) -> None:
         in_range(depth, 1, 32767, "depth")
+        if in_range(flags, 0, 2**32 - 1, "flags") & ~int(_FLAGS):
+            raise ValueError(f"flags must be among {_FLAGS!r}, got {flags:#x}")
         # One entry more: a cancel request finds room when all others are prepared.
-        self.fd, params = _setup(depth + 1, flags=in_range(flags, 0, 2**32 - 1, "flags"))
+        self.fd, params = _setup(depth + 1, flags=flags)
         try:
             if params.features & _FEATURES != _FEATURES:
                 ffi.errno = errno.ENOSYS
@@ -235,7 +244,7 @@ class IoUring:
         """Start what is prepared; return how many requests the kernel took.
 
         Raises:
-            OSError: EAGAIN (the kernel has no memory now; what is left stays prepared), EBUSY, ESTALE
+            OSError: EAGAIN (the kernel has no memory now; what is left stays prepared), ESTALE
                 (drained or forked).
         """
         return check(lib.sandbox_ring_submit(self._ring))

@@ -122,6 +122,12 @@ def test_ring_push_of_wrong_size_is_refused(ring):
         ring.push(bytes(63))
 
 
+@pytest.mark.parametrize("flag", [IoUringSetup.SQPOLL, IoUringSetup.CQE32, 1 << 31])
+def test_ring_refuses_flags_that_change_its_layout(flag):
+    with pytest.raises(ValueError, match="flags must be among"):
+        IoUring(4, flag)
+
+
 def test_ring_takes_depth_requests_and_no_more(ring):
     for number in range(4):
         ring.push(sqe(IoUringOp.NOP, number))
@@ -134,7 +140,7 @@ def test_ring_takes_depth_requests_and_no_more(ring):
     ring.push(sqe(IoUringOp.NOP, 4))
 
 
-def test_ring_survives_a_million_entries_worth_of_wrapping(ring):
+def test_ring_wraps_around(ring):
     for start in range(0, 4000, 4):
         for number in range(start, start + 4):
             ring.push(sqe(IoUringOp.NOP, number))
