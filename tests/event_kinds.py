@@ -6,6 +6,7 @@ and test_interface_async.py.
 
 import functools
 import os
+import select
 import signal
 import sys
 import threading
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import harness
 
 from sandbox.events import (
+    Aio,
+    Aio_async,
     Eventfd,
     Eventfd_async,
     EventLike,
@@ -147,6 +150,15 @@ class ChildPidfd_async(Pidfd_async):  # noqa: N801
         _put_away(self.pid)
 
 
+def _complete(one: Any) -> None:
+    queue = getattr(one, "_source", one)
+    queue.read(-1, bytearray(1), 0)  # EBADF is a completion as every other, and needs no file
+    queue.submit()
+    poll = select.poll()
+    poll.register(queue.fileno(), select.POLLIN)
+    poll.poll(1000)
+
+
 KINDS = [
     Kind("pipe", Pipe, Pipe_async, lambda one: os.write(getattr(one, "_source", one).writer, b"x") and None),
     Kind("eventfd", Eventfd, Eventfd_async, lambda one: one.increment()),
@@ -156,6 +168,15 @@ KINDS = [
         functools.partial(Signalfd, signal.SIGRTMIN),
         functools.partial(Signalfd_async, signal.SIGRTMIN),
         lambda one: os.kill(os.getpid(), signal.SIGRTMIN),
+    ),
+    *(
+        Kind(
+            f"aio-{backend}",
+            functools.partial(Aio, backend=backend),
+            functools.partial(Aio_async, backend=backend),
+            _complete,
+        )
+        for backend in ("io_uring", "linux_aio")
     ),
     Kind("pidfd", ChildPidfd, ChildPidfd_async, _end_child, endless=False),
 ]

@@ -83,6 +83,7 @@ class Aio(EventLike[Completion]):
     Args:
         depth: Requests that can be queued or running at a time, until their completions are read; 1 to 32767.
         backend: "auto" takes io_uring where it is allowed, else Linux AIO.
+        nonblock: Reading events returns or raises at once instead of waiting for a completion.
 
     Raises:
         UnsupportedError: The kernel or a filter refuses the backend; the message says which and what to do.
@@ -99,10 +100,14 @@ class Aio(EventLike[Completion]):
     backend: Backend
 
     def __init__(
-        self, depth: int = 64, *, backend: Literal["auto", "io_uring", "linux_aio"] = "auto"
+        self,
+        depth: int = 64,
+        *,
+        backend: Literal["auto", "io_uring", "linux_aio"] = "auto",
+        nonblock: bool = False,
     ) -> None:
         queue, requests = open_queue(depth, backend)
-        super().__init__(queue.fd)
+        super().__init__(queue.fd, nonblock=nonblock)
         # The base's own would close the descriptor while the kernel still writes to the buffers.
         self._finalizer.detach()
         self.backend = queue.name
@@ -307,8 +312,10 @@ class Aio(EventLike[Completion]):
         """Refuse: the descriptor alone is of no use, and the buffers would be forgotten.
 
         Raises:
-            io.UnsupportedOperation: Always; an OSError and a ValueError.
+            ValueError: The object is closed.
+            io.UnsupportedOperation: It is open; an OSError and a ValueError.
         """
+        self.fileno()
         raise io.UnsupportedOperation("the descriptor of an Aio is of no use without it")
 
     def _forget(self) -> None:
@@ -342,7 +349,7 @@ class Aio_async(EventLike_async[Completion]):  # noqa: N801  # Butter's scheme o
         backend: Literal["auto", "io_uring", "linux_aio"] = "auto",
         maxsize: int = 0,
     ) -> None:
-        super().__init__(Aio(depth, backend=backend), maxsize)
+        super().__init__(Aio(depth, backend=backend, nonblock=True), maxsize)
         self.backend: Backend = self._source.backend
         self._scheduled = False
 
