@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # One man-page family each. None is named like a function that it holds: the package could offer only one of
 # them.
+_FAMILIES = (
     "aio",
     "capabilities",
     "credentials",
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     "io_uring",
     "io_uring_numbers",
     "memfd",
-_FAMILIES = (
-_FAMILIES: tuple[str, ...] = (
     "mountinfo",
     "mounts",
     "namespaces",
