@@ -134,9 +134,7 @@ def measure(contender: Contender, fd: int, offsets: list[int]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--direct", action="store_true", help="read by O_DIRECT")
     options = parser.parse_args()

@@ -119,9 +119,7 @@ class Aio(EventLike[Completion]):
         self._numbers = count(1)
         self._unsubmitted = False
         self._depth = depth
-        finalizer: Any = weakref.finalize(
-            self, end_dropped_queue, queue, requests, f"{self.name} fd={queue.fd}"
-        )
+        finalizer: Any = weakref.finalize(self, end_dropped_queue, queue, requests, f"{self.name} fd={queue.fd}")
         finalizer.atexit = False  # _aio_queue does that, without a warning
         self._finalizer = finalizer
 
@@ -178,9 +176,7 @@ class Aio(EventLike[Completion]):
         """
         return self._add(self._queue.FSYNC, fd, NULL, 0, 0, tag, None)
 
-    def _start(
-        self, one: int, many: int, fd: Fd, buffers: Any, offset: int, tag: object, writable: bool
-    ) -> int:
+    def _start(self, one: int, many: int, fd: Fd, buffers: Any, offset: int, tag: object, writable: bool) -> int:
         if type(buffers) not in _SEQUENCES:
             try:
                 memory = from_buffer(CHARS, buffers, writable)
@@ -193,9 +189,7 @@ class Aio(EventLike[Completion]):
         memory, exported = iovec_of(buffers, writable)
         return self._add(many, fd, memory, len(memory), offset, tag, (fd, exported))
 
-    def _add(
-        self, opcode: int, fd: Fd, memory: Any, length: int, offset: int, tag: object, held: object
-    ) -> int:
+    def _add(self, opcode: int, fd: Fd, memory: Any, length: int, offset: int, tag: object, held: object) -> int:
         target = fd if type(fd) is int else fd_of(fd)
         number = next(self._numbers)
         # First the entry: another thread may submit and reap the request before this call is over.

@@ -37,9 +37,7 @@ def export(buffer: "Buffer", writable: bool, name: str = "buffer") -> Exported:
         raise TypeError(f"{name} must be a contiguous {kind} object, not {type(buffer).__name__}") from error
 
 
-def iovec_of(
-    buffers: "Iterable[Buffer]", writable: bool, name: str = "buffers"
-) -> tuple[Any, list[Exported]]:
+def iovec_of(buffers: "Iterable[Buffer]", writable: bool, name: str = "buffers") -> tuple[Any, list[Exported]]:
     """Return an array of struct iovec and the exported buffers that it points to; both must be kept.
 
     Raises:

@@ -169,12 +169,7 @@ def io_uring_register(fd: Fd, opcode: int, arg: "Buffer | None" = None, nr_args:
 # Entries stay ours until submit, are copied by it, and no completion is lost: 5.5 has them all.
 _FEATURES = IoUringFeature.SINGLE_MMAP | IoUringFeature.NODROP | IoUringFeature.SUBMIT_STABLE
 # The others change the layout of the rings, or who looks at them and when.
-_FLAGS = (
-    IoUringSetup.SUBMIT_ALL
-    | IoUringSetup.COOP_TASKRUN
-    | IoUringSetup.TASKRUN_FLAG
-    | IoUringSetup.SINGLE_ISSUER
-)
+_FLAGS = IoUringSetup.SUBMIT_ALL | IoUringSetup.COOP_TASKRUN | IoUringSetup.TASKRUN_FLAG | IoUringSetup.SINGLE_ISSUER
 
 
 class IoUring:
@@ -197,9 +192,7 @@ class IoUring:
     """
 
     name: Final = "io_uring"
-    READ, READV, WRITE, WRITEV, FSYNC = (
-        int(IoUringOp[name]) for name in ("READ", "READV", "WRITE", "WRITEV", "FSYNC")
-    )
+    READ, READV, WRITE, WRITEV, FSYNC = (int(IoUringOp[name]) for name in ("READ", "READV", "WRITE", "WRITEV", "FSYNC"))
 
     def __init__(self, depth: int, flags: int = 0) -> None:
         in_range(depth, 1, 32767, "depth")

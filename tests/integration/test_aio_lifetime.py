@@ -318,9 +318,7 @@ def refuse_calls(number, *calls):
     prog = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(memory))
     libc = ctypes.CDLL(None, use_errno=True)
     assert 0 == libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    assert 0 == libc.prctl(22, 2, ctypes.c_char_p(prog), 0, 0), os.strerror(
-        ctypes.get_errno()
-    )  # PR_SET_SECCOMP
+    assert 0 == libc.prctl(22, 2, ctypes.c_char_p(prog), 0, 0), os.strerror(ctypes.get_errno())  # PR_SET_SECCOMP
 
 
 IO_URING_SETUP, IO_URING_ENTER = 425, 426
