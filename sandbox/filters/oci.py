@@ -2,6 +2,7 @@
 
 import errno as _errno
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -14,7 +15,7 @@ from sandbox.filters.conditions import Condition
 from sandbox.filters.difference import differences
 from sandbox.filters.graph import Clauses, cells_of, clauses_of
 from sandbox.filters.presets import capability_set
-from sandbox.filters.ranges import Ranges, union
+from sandbox.filters.ranges import Masked, Ranges, complement, smallest, union
 from sandbox.filters.rules import Rule, Verdict, verdicts
 from sandbox.filters.table import FAMILIES, MULTIPLEXED, Arch, calls
 
@@ -43,6 +44,7 @@ _ACTIONS: Final[Mapping[str, Action]] = {
 }
 _EPERM: Final = 1
 _FULL: Final = 2**64 - 1
+_MOST: Final = 1000  # entries for one answer of one call
 
 
 class Profile(NamedTuple):
@@ -116,7 +118,8 @@ def _rules(
             # Arguments behind a pointer are seen by nobody: the strictest answer of all.
             answer = actions[0] if actions else min([a for a, _ in found] + [default], key=strictness)
             if answer != default:
-                conditional.append(_exact(answer, call, (Condition(0, None, "==", (number,)),)))
+                mask = 0xFFFF if call == "ipc" else None  # above: a version
+                conditional.append(_exact(answer, call, (Condition(0, mask, "==", (number,)),)))
     for action, names in plain.items():
         yield Rule(action, tuple(names), exact=True, preset=True)
     yield from conditional
@@ -288,27 +291,55 @@ def _paths(
         yield from _paths(name, rest, default, (*facts, (test.index, test.mask, union(ranges))))
 
 
+_Blocks: TypeAlias = list[tuple[int, int]]  # mask, value: the argument's bits under the mask are the value's
+
+
 def _comparisons(name: str, facts: _Facts) -> Iterable[tuple[dict[str, Any], ...]]:
-    by_index: dict[int, list[dict[str, Any]]] = {}
-    for index, mask, ranges in facts:
-        if index in by_index:
-            raise FilterError(f"a profile compares an argument once in a rule: the rules of {name} compare it twice")
-        by_index[index] = [{"index": index, **one} for one in _compared(mask, ranges)]
-    return product(*by_index.values())
+    """Return the alternatives, each with one comparison for each argument: more than that the form does not allow."""
+    alternatives: list[list[dict[str, Any]]] = []
+    for index in sorted({index for index, _, _ in facts}):
+        mine = [Masked(mask, ranges) for one, mask, ranges in facts if one == index]
+        needed = [fact for number, fact in enumerate(mine) if not _implied(fact, mine[:number] + mine[number + 1 :])]
+        needed = needed or mine[:1]
+        shown = _short(needed[0]) if len(needed) == 1 else None
+        if shown is None:
+            blocks = _blocks(needed[0])
+            for fact in needed[1:]:
+                pairs = product(blocks, _blocks(fact))
+                blocks = [(a | c, b | d) for (a, b), (c, d) in pairs if b & c == d & a]
+            shown = [_equal(mask, value) for mask, value in blocks]
+        alternatives.append([{"index": index, **one} for one in shown])
+    size = math.prod(len(one) for one in alternatives)
+    if size > _MOST:
+        raise FilterError(f"a profile would need {size} entries for the rules of {name}")
+    return product(*alternatives)
 
 
-def _compared(mask: int, ranges: Ranges) -> Iterable[dict[str, Any]]:
-    if mask == _FULL:
-        if len(ranges) == 2 and ranges[0][0] == 0 and ranges[1] == (ranges[0][1] + 2, _FULL):
-            return [{"value": ranges[0][1] + 1, "op": "SCMP_CMP_NE"}]
-        if len(ranges) == 1 and ranges[0][0] == 0:
-            return [{"value": ranges[0][1], "op": "SCMP_CMP_LE"}]
-        if len(ranges) == 1 and ranges[0][1] == _FULL:
-            return [{"value": ranges[0][0], "op": "SCMP_CMP_GE"}]
+def _implied(fact: Masked, others: Sequence[Masked]) -> bool:
+    outside = Masked(fact.mask, complement(fact.ranges, fact.mask))
+    return bool(others) and smallest([*others, outside], 64) is None
+
+
+def _short(fact: Masked) -> list[dict[str, Any]] | None:
+    """Return one comparison where the form has it: those that look at all 64 bits."""
+    mask, ranges = fact
+    if mask != _FULL:
+        return None
+    if len(ranges) == 2 and ranges[0][0] == 0 and ranges[1] == (ranges[0][1] + 2, _FULL):
+        return [{"value": ranges[0][1] + 1, "op": "SCMP_CMP_NE"}]
+    if len(ranges) == 1 and ranges[0][0] == 0 < ranges[0][1]:
+        return [{"value": ranges[0][1], "op": "SCMP_CMP_LE"}]
+    if len(ranges) == 1 and ranges[0][1] == _FULL:
+        return [{"value": ranges[0][0], "op": "SCMP_CMP_GE"}]
+    return None
+
+
+def _blocks(fact: Masked) -> _Blocks:
+    """Cut ranges into aligned blocks: their upper bits are compared, their lower are free."""
+    mask, ranges = fact
     found: dict[tuple[int, int], None] = {}
     for low, high in ranges:
         while low <= high:
-            # The largest aligned block that starts here: its upper bits are compared, its lower are free.
             size = low & -low or 1 << mask.bit_length()
             while low + size - 1 > high:
                 size >>= 1
@@ -316,12 +347,13 @@ def _compared(mask: int, ranges: Ranges) -> Iterable[dict[str, Any]]:
             if low & ~(mask | (size - 1)) == 0:
                 found[kept, low & kept] = None
             low += size
-    return [
-        {"value": value, "op": "SCMP_CMP_EQ"}
-        if kept == _FULL
-        else {"value": kept, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
-        for kept, value in found
-    ]
+    return list(found)
+
+
+def _equal(mask: int, value: int) -> dict[str, Any]:
+    if mask == _FULL:
+        return {"value": value, "op": "SCMP_CMP_EQ"}
+    return {"value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
 
 
 def _prove(profile: Mapping[str, Any], rules: Sequence[Rule], default: Action, arches: tuple[Arch, ...]) -> None:

@@ -163,8 +163,39 @@ def strict() -> Preset:
 _DOCKER: Final = (
     _allow("@aio", "@arch", "@credentials", "@file", "@io", "@ipc", "@memory", "@network", "@process", "@resources",
            "@sandbox", "@signal", "@system", "@time"),
-    _allow("personality", when=[]),
+    _allow("adjtimex", "clock_adjtime", "epoll_ctl_old", "epoll_wait_old", "fanotify_mark", "modify_ldt",
+           "process_vm_readv", "process_vm_writev", "ptrace"),
+    _deny("file_getattr", "file_setattr", "get_mempolicy", "get_tls", "lsm_get_self_attr", "lsm_list_modules",
+          "lsm_set_self_attr", "mbind", "nice", "rseq_slice_yield", "set_mempolicy", "set_mempolicy_home_node",
+          "uprobe"),
+    _deny("oldfstat", "oldlstat", "oldolduname", "oldstat", "olduname", "readdir", "sgetmask", "sigaction", "signal",
+          "sigpending", "sigsuspend", "ssetmask"),
+    _deny("personality"),
+    _allow("personality", when=[arg(0).one_of(0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)]),
+    _deny("socket", when=[arg(0).one_of("AF_ALG", "AF_VSOCK")]),
+    _deny("clone", when=[(arg(0) & _NEW_NAMESPACES) != 0]),
+    _deny("clone3", action=_ENOSYS),
+    _allow("ipc", "socketcall"),
 )  # fmt: skip
+
+_DOCKER_CAPABILITIES: Final = {
+    "CAP_BPF": "bpf",
+    "CAP_DAC_READ_SEARCH": "open_by_handle_at",
+    "CAP_PERFMON": "perf_event_open",
+    "CAP_SYSLOG": "syslog",
+    "CAP_SYS_ADMIN": """bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr
+        lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl
+        quotactl_fd setdomainname sethostname setns syslog umount2 unshare""",
+    "CAP_SYS_BOOT": "reboot",
+    "CAP_SYS_CHROOT": "chroot",
+    "CAP_SYS_MODULE": "delete_module finit_module init_module",
+    "CAP_SYS_NICE": "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    "CAP_SYS_PACCT": "acct",
+    "CAP_SYS_PTRACE": "kcmp pidfd_getfd process_madvise",
+    "CAP_SYS_RAWIO": "ioperm iopl",
+    "CAP_SYS_TIME": "clock_settime settimeofday",
+    "CAP_SYS_TTY_CONFIG": "vhangup",
+}
 
 
 @cache
@@ -195,7 +226,17 @@ def capability_set(capabilities: Iterable[str]) -> frozenset[str]:
 def docker(capabilities: Iterable[str]) -> Preset:
     """Return the preset with the verdicts of Docker's default profile."""
     kept = capability_set(capabilities)
-    return Preset(f"Filter.docker(capabilities={sorted(kept)})", _EPERM, _ENOSYS, _DOCKER, None, x32=True)
+    opened = " ".join(calls for name, calls in _DOCKER_CAPABILITIES.items() if name in kept).split()
+    rules = (*_DOCKER, _allow(*opened)) if opened else _DOCKER
+    shown = f"capabilities={sorted(kept)}" if kept else ""
+    return Preset(f"Filter.docker({shown})", _EPERM, _ENOSYS, rules, None, x32=True)
+
+
+# The presets that are compiled when the package is made, by scripts/compile_presets.py, and for which machines.
+STORED: Final = tuple(
+    [default(nesting=nesting, setid=setid) for nesting in (False, True) for setid in (True, False)] + [strict()]
+)
+STORED_MACHINES: Final[tuple[Arch, ...]] = ("x86_64", "aarch64", "riscv64")
 
 
 def stored(name: str) -> bytes | None:

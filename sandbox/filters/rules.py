@@ -9,7 +9,7 @@ from sandbox.errors import FilterError
 from sandbox.filters.actions import Action, Allow, Errno, strictness
 from sandbox.filters.conditions import Condition, Value
 from sandbox.filters.groups import members
-from sandbox.filters.ranges import Masked, Ranges, complement, holds, smallest, union
+from sandbox.filters.ranges import Masked, Ranges, complement, smallest, union
 from sandbox.filters.table import (
     ARCHES,
     MULTIPLEXED,
@@ -298,11 +298,8 @@ def _multiplexed(
         inside = [(rule, 0) for rule in by_name.get(inner, ()) if not rules[rule].exact]
         if not inside:
             continue
-        here = Test(0, 0xFFFFFFFF, ((number, number),))
+        # The upper half of the number that ipc(2) takes is a version, which the kernel strips.
+        here = Test(0, 0xFFFF if call == "ipc" else 0xFFFFFFFF, ((number, number),))
         for clause in _clauses(rules, own + inside, call, arch, default):
-            if all(holds(test.ranges, number & test.mask) for test in clause.tests if test.index == 0):
-                kept = tuple(test for test in clause.tests if test.index != 0)
-                found.append(Clause((here, *kept), clause.action, clause.rule))
-                if not kept:
-                    break
+            found.append(Clause((here, *clause.tests), clause.action, clause.rule))
     return (*found, *rest) if found or own else ()
