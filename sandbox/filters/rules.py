@@ -140,6 +140,10 @@ def check(rule: Rule, arches: Sequence[Arch]) -> None:
         FilterError: What is wrong, with the rule.
     """
     for call in expand(rule.names):
+        count = len(calls().arguments[call][0])
+        for condition in rule.conditions:
+            if condition.index >= count:
+                raise FilterError(f"{rule}: {call} has {count} arguments, there is no argument {condition.index}")
         # A rule may name calls that only other machines have; its constants are then checked as on these.
         there = [arch for arch in arches if call in calls().numbers[arch]] or [
             arch for arch in ARCHES if call in calls().numbers[arch]
