@@ -118,7 +118,7 @@ WANTED = {
     "asm/signal.h": r"SIG[A-Z0-9]+$|SA_",
     "linux/netlink.h": r"NETLINK_",
     "linux/in.h": r"IPPROTO_|IP_",
-    "linux/in6.h": r"IPV6_",
+    "linux/in6.h": r"IPPROTO_|IPV6_",
     "linux/tcp.h": r"TCP_",
     "asm/socket.h": r"SO_|SCM_|SOL_",
     "linux/eventpoll.h": r"EPOLL_",
