@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from sandbox.primitives.credentials import *
     from sandbox.primitives.files import *
     from sandbox.primitives.fscontext import *
+    from sandbox.primitives.landlock import *
     from sandbox.primitives.memfd import *
+    from sandbox.primitives.memory import *
     from sandbox.primitives.mountinfo import *
     from sandbox.primitives.mounts import *
     from sandbox.primitives.namespaces import *
     from sandbox.primitives.pidfd import *
     from sandbox.primitives.process import *
+    from sandbox.primitives.secure_computing import *
     from sandbox.primitives.system import *
 
 # One man-page family each. None is named like a function that it holds: the package could offer only one of
@@ -30,12 +33,15 @@ _FAMILIES = (
     "credentials",
     "files",
     "fscontext",
+    "landlock",
     "memfd",
+    "memory",
     "mountinfo",
     "mounts",
     "namespaces",
     "pidfd",
     "process",
+    "secure_computing",
     "system",
 )
 
