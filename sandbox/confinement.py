@@ -2,12 +2,13 @@
 
 Facts that the order follows from:
 
-- Everything that can fail without a trace comes first: compiling, opening paths, making the ruleset, reading /proc.
-  After that nothing can be taken back.
+- Everything that can fail without a trace comes first: compiling, opening paths, making the ruleset, reading
+  /proc. After that nothing can be taken back.
 - Landlock before seccomp, because a filter may forbid Landlock's calls.
 - Both belong to a thread, as does no_new_privs. seccomp reaches the other threads with TSYNC, which takes
-  no_new_privs along. Landlock does from ABI 8 on, with a TSYNC of its own; before that there is no way to reach a
-  thread that runs already, so a process with one thread is the only one that can be confined as a whole.
+  no_new_privs along. Landlock does from ABI 8 on, with a TSYNC of its own; before that there is no way to
+  reach a thread that runs already, so a process with one thread is the only one that can be confined as a
+  whole.
 """
 
 import errno
@@ -54,11 +55,11 @@ def confine(
     Sets no_new_privs too. What was open before stays open, and Landlock does not judge it.
 
     Args:
-        filter: The calls that are allowed. It should allow pread64 and close, or what is in force cannot be read
-            back and is reported as a gap.
+        filter: The calls that are allowed. It should allow pread64 and close, or what is in force cannot be
+            read back and is reported as a gap.
         landlock: The files, ports and scopes that are allowed.
-        all_threads: All threads or an error. False: the calling one, and what it starts. With Landlock from ABI 8
-            on, the other threads lose Landlock layers that they had and this one has not.
+        all_threads: All threads or an error. False: the calling one, and what it starts. With Landlock from
+            ABI 8 on, the other threads lose Landlock layers that they had and this one has not.
 
     Returns:
         What is in force for the calling thread, read back from the kernel.
@@ -66,10 +67,10 @@ def confine(
     Raises:
         ValueError: Neither filter nor landlock.
         FilterError: The filter asks a supervisor, and there is nobody to listen.
-        UnsupportedError: The kernel lacks what was asked for; Landlock for a process with other threads before
-            ABI 8; 16 Landlock layers already; /proc is not mounted. Nothing has changed.
-        OSError: A path of the ruleset cannot be opened: nothing has changed. Or seccomp(2) refused, ESRCH where
-            another thread has filters of its own: a note says when the ruleset is in force already.
+        UnsupportedError: The kernel lacks what was asked for; Landlock for a process with other threads
+            before ABI 8; 16 Landlock layers already; /proc is not mounted. Nothing has changed.
+        OSError: A path of the ruleset cannot be opened: nothing has changed. Or seccomp(2) refused, ESRCH
+            where another thread has filters of its own: a note says when the ruleset is in force already.
 
     See seccomp(2), landlock_restrict_self(2). Since Linux 5.13 with Landlock, 3.17 without.
     """
@@ -102,8 +103,8 @@ def make_ruleset(ruleset: "Ruleset") -> tuple[int, tuple[str, ...]]:
         Its descriptor, which the caller closes, and what was left out because it does not exist, in words.
 
     Raises:
-        OSError: A path cannot be opened, ENOTDIR (it is a file, and its rule has rights for directories only);
-            or as landlock_create_ruleset(2) and landlock_add_rule(2).
+        OSError: A path cannot be opened, ENOTDIR (it is a file, and its rule has rights for directories
+            only); or as landlock_create_ruleset(2) and landlock_add_rule(2).
     """
     made = landlock_create_ruleset(ruleset.handled_fs, ruleset.handled_net, ruleset.scoped)
     missing = []
@@ -174,7 +175,7 @@ def _restrict(ruleset: "Ruleset", before: Enforced, *, all_threads: bool) -> Enf
             raise UnsupportedError(
                 "another Landlock layer",
                 needed=f"fewer than {MAX_LAYERS} layers",
-                found=f"{before.landlock_layers}, some of them perhaps of the processes that started this one",
+                found=f"{before.landlock_layers}, those of the processes that started this one included",
             )
         prctl(_PR_SET_NO_NEW_PRIVS, 1)
         landlock_restrict_self(made, flags)

@@ -1,7 +1,7 @@
 """What is in force for a process, read back from the kernel: never copied from what was asked for.
 
-`read_enforced` looks at the calling thread. The parsers take text, so that a launch can feed them what it reads of
-another process, and tests what no machine at hand shows.
+`read_enforced` looks at the calling thread. The parsers take text, so that a launch can feed them what it
+reads of another process, and tests what no machine at hand shows.
 """
 
 import math
@@ -239,8 +239,8 @@ def _descriptors() -> tuple[int, ...]:
 def count_landlock_layers() -> int:
     """Return how many Landlock rulesets restrict the calling thread.
 
-    The kernel has no call for it, but it takes no more than 16: a thread that inherits this one's tries how many
-    more fit, and takes them away with it when it ends.
+    The kernel has no call for it, but it takes no more than 16: a thread that inherits this one's tries how
+    many more fit, and takes them away with it when it ends.
 
     Raises:
         OSError: ENOSYS or EOPNOTSUPP (no Landlock), or what a filter refuses with.

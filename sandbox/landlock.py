@@ -1,18 +1,18 @@
 """Landlock as a value: what is asked for, and what it comes to for one ABI of the kernel.
 
-`Landlock` says what is wanted and knows nothing of the kernel. `Landlock.ruleset(abi)` compiles it, without a system
-call, to a `Ruleset`: the exact masks and rules, and in words what this ABI leaves uncovered. The calling process
-takes a ruleset on with `sandbox.confine`; a launch turns the same data into steps.
+`Landlock` says what is wanted and knows nothing of the kernel. `Landlock.ruleset(abi)` compiles it, without a
+system call, to a `Ruleset`: the exact masks and rules, and in words what this ABI leaves uncovered. The
+calling process takes a ruleset on with `sandbox.confine`; a launch turns the same data into steps.
 
 Facts that the shape follows from:
 
-- A right that a ruleset does not handle is allowed everywhere; a right that the ABI does not have cannot be handled.
-  So what was asked for and is newer than the ABI is an error, never left out in silence.
-- REFER (moving or linking a file to another directory) is refused by every ruleset that handles any file right,
-  handled or not. Where writing is not restricted, a rule on "/" gives it back.
-- A rule for a file may only hold the rights that a file can have, EINVAL otherwise; what a path is shows only when
-  it is opened. So a rule has both sets: the kernel takes the first for a directory, and the second, which adds
-  nothing to a directory that has the first, for a file.
+- A right that a ruleset does not handle is allowed everywhere; a right that the ABI does not have cannot be
+  handled. So what was asked for and is newer than the ABI is an error, never left out in silence.
+- REFER (moving or linking a file to another directory) is refused by every ruleset that handles any file
+  right, handled or not. Where writing is not restricted, a rule on "/" gives it back.
+- A rule for a file may only hold the rights that a file can have, EINVAL otherwise; what a path is shows only
+  when it is opened. So a rule has both sets: the kernel takes the first for a directory, and the second,
+  which adds nothing to a directory that has the first, for a file.
 """
 
 import os
@@ -48,11 +48,12 @@ _ALL_FS = sum(Fs)
 FILE_RIGHTS: Final = Fs.EXECUTE | Fs.WRITE_FILE | Fs.READ_FILE | Fs.TRUNCATE | Fs.IOCTL_DEV | Fs.RESOLVE_UNIX
 _READ = Fs.READ_FILE | Fs.READ_DIR
 _EXECUTE = Fs.EXECUTE
-# Device nodes are refused wherever writing is handled and never come with it: a directory that may be written to is
-# no reason to make a disk's device in it. `path` grants them by name.
+# Device nodes are refused wherever writing is handled and never come with it: a directory that may be written
+# to is no reason to make a disk's device in it. `path` grants them by name.
 _DEVICE_NODES = Fs.MAKE_CHAR | Fs.MAKE_BLOCK
 _WRITE = _ALL_FS & ~(_READ | _EXECUTE)
-# Without these writing is not what it says, so an ABI that lacks them is an error; the others are named as gaps.
+# Without these writing is not what it says, so an ABI that lacks them is an error; the others are named as
+# gaps.
 _WRITE_ASKED = _WRITE & ~(Fs.REFER | Fs.IOCTL_DEV | Fs.RESOLVE_UNIX)
 
 _SCOPES = {"signal": LandlockScope.SIGNAL, "abstract_unix_socket": LandlockScope.ABSTRACT_UNIX_SOCKET}
@@ -119,9 +120,9 @@ class Ruleset:
     """What a `Landlock` comes to for one ABI: the arguments of the system calls, and the answer in words.
 
     In a launch or in `confine`: landlock_create_ruleset with `attr()`; for each path open it with O_PATH, and
-    landlock_add_rule with `attr()` where it has rights for directories only, otherwise with `attr()` tolerating
-    EINVAL and then with `attr(file=True)`; for each port landlock_add_rule; landlock_restrict_self with
-    `restrict_flags`.
+    landlock_add_rule with `attr()` where it has rights for directories only, otherwise with `attr()`
+    tolerating EINVAL and then with `attr(file=True)`; for each port landlock_add_rule; landlock_restrict_self
+    with `restrict_flags`.
 
     Attributes:
         abi: The ABI that it was compiled for.
@@ -164,13 +165,14 @@ class Ruleset:
 class Landlock:
     """Restrict files, ports and signals for a process and all that it starts: landlock(7).
 
-    A kind that is left out is not restricted; with an empty list nothing of the kind is allowed. Everything beneath
-    a path is meant, and a path may be a file. What was opened before stays usable.
+    A kind that is left out is not restricted; with an empty list nothing of the kind is allowed. Everything
+    beneath a path is meant, and a path may be a file. What was opened before stays usable.
 
     Args:
         read: Paths whose files can be read and whose directories can be listed.
-        write: Paths where files can be written, truncated, made, removed, moved and linked, device files be given
-            ioctl(2), and UNIX sockets be connected to. Device nodes cannot be made there; `path` grants that.
+        write: Paths where files can be written, truncated, made, removed, moved and linked, device files be
+            given ioctl(2), and UNIX sockets be connected to. Device nodes cannot be made there; `path` grants
+            that.
         execute: Paths whose files can be executed. With `read` they must be readable too, and so must the
             loader and the libraries.
         bind_tcp: Local ports for TCP, 0 to 65535; 0 stands for the ephemeral range.
@@ -178,8 +180,8 @@ class Landlock:
         bind_udp: Local ports for UDP. A socket that sends needs port 0 here or a bind of its own.
         connect_udp: Remote ports for UDP.
         scope: "signal": none to a process outside. "abstract_unix_socket": no connection to one made outside.
-        best_effort: What the kernel lacks, and a path that does not exist, is left out and reported as missing,
-            where it is an error otherwise.
+        best_effort: What the kernel lacks, and a path that does not exist, is left out and reported as
+            missing, where it is an error otherwise.
 
     Raises:
         TypeError: A string where a list of paths, ports or scopes is meant.
@@ -273,8 +275,8 @@ class Landlock:
         """Compile for one ABI; makes no system call.
 
         Args:
-            abi: The kernel's, see `abi`; 0 when it has none. Newer ones than this library knows are taken as the
-                newest that it knows.
+            abi: The kernel's, see `abi`; 0 when it has none. Newer ones than this library knows are taken as
+                the newest that it knows.
             errata: The kernel's, see `landlock_errata`; None: not known, and not reported.
 
         Raises:
@@ -313,8 +315,8 @@ class Landlock:
         fs = 0
         for kind, rights in ((self.read, _READ), (self.write, _WRITE), (self.execute, _EXECUTE)):
             fs |= rights if kind is not None else 0
-        for _, rights in self.rights:
-            fs |= rights
+        for _, exact in self.rights:
+            fs |= exact
         net = 0
         for name, right in _PORT_KINDS.items():
             net |= right if getattr(self, name) is not None else 0
@@ -328,10 +330,13 @@ class Landlock:
         for _, rights in self.rights:
             exact |= rights
         asked = exact | (_WRITE_ASKED if self.write is not None else 0)
-        found = [(f"refusing {right.name} to files", since)
-                 for right, since in _FS_ABI.items() if asked & fs & right and abi < since]  # fmt: skip
-        found += [(name, _NET_ABI[right])
-                  for name, right in _PORT_KINDS.items() if net & right and abi < _NET_ABI[right]]  # fmt: skip
+        found: list[tuple[str, int]] = []
+        for right, since in _FS_ABI.items():
+            if asked & fs & right and abi < since:
+                found.append((f"refusing {right.name} to files", since))
+        for name, port_right in _PORT_KINDS.items():
+            if net & port_right and abi < _NET_ABI[port_right]:
+                found.append((name, _NET_ABI[port_right]))
         if abi < _SCOPE_ABI:
             found += [(f"scope {name!r}", _SCOPE_ABI) for name in self.scope or () if scoped]
         if self.log_flags and abi < _LOG_ABI:
@@ -347,8 +352,8 @@ class Landlock:
         ):
             for path in paths or ():
                 rules[path] = rules.get(path, 0) | (rights & handled)
-        for path, rights in self.rights:
-            rules[path] = rules.get(path, 0) | (rights & handled)
+        for path, exact in self.rights:
+            rules[path] = rules.get(path, 0) | (exact & handled)
         if not restrict_moving:
             # Nobody asked for it, and the kernel does it all the same: see the facts above.
             rules["/"] = rules.get("/", 0) | (Fs.REFER & handled)
@@ -455,7 +460,7 @@ def _ports(value: Iterable[object] | None, name: str) -> tuple[int, ...] | None:
     if value is None:
         return None
     ports = _several(value, name, "ports")
-    return tuple(dict.fromkeys(in_range(one, 0, 65535, name) for one in ports))  # type: ignore[arg-type]  # it checks
+    return tuple(dict.fromkeys(in_range(one, 0, 65535, name) for one in ports))  # type: ignore[arg-type]
 
 
 def _scopes(value: Iterable[object] | None) -> tuple[str, ...] | None:

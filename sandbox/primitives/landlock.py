@@ -1,7 +1,7 @@
 """landlock(7): rules that a process gives itself, for files, ports and what is outside of its own domain.
 
-Beside each flag: the ABI that brought it and the kernel that first had this ABI. Distributions carry newer ABIs
-into older kernels, so it is `landlock_abi()` that counts.
+Beside each flag: the ABI that brought it and the kernel that first had this ABI. Distributions carry newer
+ABIs into older kernels, so it is `landlock_abi()` that counts.
 """
 
 import errno

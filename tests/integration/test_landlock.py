@@ -117,8 +117,8 @@ def execute(tree):
 
 READING = {read_file: "ok", list_directory: "ok"}
 WRITING = dict.fromkeys(
-    (write_file, truncate, truncate_by_open, create, remove, make_directory, make_fifo, make_socket, make_symlink,
-     rename_beside, rename_across, link_across), "ok")  # fmt: skip
+    (write_file, truncate, truncate_by_open, create, remove, make_directory, make_fifo, make_socket,
+     make_symlink, rename_beside, rename_across, link_across), "ok")  # fmt: skip
 EXECUTING = {execute: "ok"}
 ALL_OK = READING | WRITING | EXECUTING
 REFUSED_WRITING = dict.fromkeys(WRITING, "EACCES")
