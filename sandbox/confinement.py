@@ -32,7 +32,7 @@ from sandbox.primitives.landlock import (
     landlock_errata,
     landlock_restrict_self,
 )
-from sandbox.primitives.process import prctl
+from sandbox.primitives.process import PR_SET_NO_NEW_PRIVS, prctl
 from sandbox.primitives.secure_computing import SeccompFilterFlags, SeccompOperation, seccomp
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["confine", "make_ruleset"]
 
-_PR_SET_NO_NEW_PRIVS = 38
 _TSYNC_ABI = 8
 _STATUS_SIZE = 65536
 _ENDING = 0.5  # seconds
@@ -87,7 +86,7 @@ def confine(
     try:
         if ruleset is not None and not ruleset.empty:
             before = _restrict(ruleset, before, all_threads=all_threads)
-        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
         if program is not None:
             _install(program, all_threads=all_threads, landlocked=ruleset is not None and not ruleset.empty)
     except BaseException:
@@ -177,7 +176,7 @@ def _restrict(ruleset: "Ruleset", before: Enforced, *, all_threads: bool) -> Enf
                 needed=f"fewer than {MAX_LAYERS} layers",
                 found=f"{before.landlock_layers}, those of the processes that started this one included",
             )
-        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
         landlock_restrict_self(made, flags)
     finally:
         os.close(made)

@@ -4,6 +4,7 @@
 reads of another process, and tests what no machine at hand shows.
 """
 
+import errno
 import math
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from sandbox.capabilities import capability_names
 from sandbox.errors import UnsupportedError
 from sandbox.primitives.landlock import (
     LANDLOCK_MAX_LAYERS,
@@ -20,16 +22,11 @@ from sandbox.primitives.landlock import (
     landlock_create_ruleset,
     landlock_restrict_self,
 )
-from sandbox.primitives.process import prctl
+from sandbox.primitives.process import PR_GET_DUMPABLE, PR_GET_SECUREBITS, PR_SET_NO_NEW_PRIVS, prctl
 
 __all__ = ["CapabilitySet", "Enforced", "Mount", "count_landlock_layers", "read_enforced"]
 
 CapabilitySet: TypeAlias = Literal["effective", "permitted", "inheritable", "bounding", "ambient"]
-
-_PR_GET_DUMPABLE = 3
-_PR_GET_SECUREBITS = 27
-_PR_SET_NO_NEW_PRIVS = 38
-_E2BIG = 7
 
 _CAPABILITY_LINES: Mapping[CapabilitySet, str] = {
     "effective": "CapEff",
@@ -190,18 +187,16 @@ def read_enforced() -> Enforced:
         groups=tuple(int(group) for group in status["Groups"].split()),
         limits=parse_limits(_read("limits")),
         cgroup=parse_cgroup(_read("cgroup")),
-        capabilities={name: names_of(int(status[line], 16)) for name, line in _CAPABILITY_LINES.items()},
-        securebits=prctl(_PR_GET_SECUREBITS),
+        capabilities={
+            name: capability_names(int(status[line], 16)) for name, line in _CAPABILITY_LINES.items()
+        },
+        securebits=prctl(PR_GET_SECUREBITS),
         no_new_privs=no_new_privs,
-        dumpable=prctl(_PR_GET_DUMPABLE) == 1,
+        dumpable=prctl(PR_GET_DUMPABLE) == 1,
         seccomp_filters=filters,
         landlock_abi=abi or None,
         landlock_layers=count_landlock_layers() if abi else 0,
     )
-
-
-def names_of(mask: int) -> frozenset[str]:
-    return frozenset(str(n) for n in range(64) if mask >> n & 1)
 
 
 def _read(name: str) -> str:
@@ -257,7 +252,7 @@ def count_landlock_layers() -> int:
 
 def _stack_layers(answer: list[int | OSError]) -> None:
     try:
-        prctl(_PR_SET_NO_NEW_PRIVS, 1)  # this thread's alone
+        prctl(PR_SET_NO_NEW_PRIVS, 1)  # this thread's alone
         ruleset = landlock_create_ruleset(LandlockAccessFs.EXECUTE)
     except OSError as error:
         answer.append(error)
@@ -268,6 +263,6 @@ def _stack_layers(answer: list[int | OSError]) -> None:
             landlock_restrict_self(ruleset)
             fitted += 1
     except OSError as error:
-        answer.append(fitted if error.errno == _E2BIG else error)
+        answer.append(fitted if error.errno == errno.E2BIG else error)
     finally:
         os.close(ruleset)
