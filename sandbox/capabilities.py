@@ -1,4 +1,4 @@
-"""Capabilities by name, as the builder takes them and `Enforced` shows them."""
+"""Capabilities by name, as the builder takes them, and as `Enforced` shows them."""
 
 import difflib
 import os
@@ -38,8 +38,6 @@ def capability_mask(names: Iterable[str], argument: str = "keep") -> int:
 
 
 def capability_names(mask: int) -> frozenset[str]:
-    """Return the names of a mask, with CAP_; one that is newer than the table is "CAP_" and its number."""
+    """Return the names of a mask, without CAP_; one that is newer than the table is its number."""
     known = {one.mask: one.name for one in Capability}
-    return frozenset(
-        _PREFIX + str(known.get(1 << number, number)) for number in range(64) if mask >> number & 1
-    )
+    return frozenset(str(known.get(1 << number, number)) for number in range(64) if mask >> number & 1)

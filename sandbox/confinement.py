@@ -19,7 +19,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sandbox.enforced import Enforced, confinement, count_landlock_layers, parse_status, read_enforced
 from sandbox.errors import UnsupportedError
 from sandbox.landlock import MAX_LAYERS
 from sandbox.primitives._call import os_error
@@ -34,6 +33,8 @@ from sandbox.primitives.landlock import (
 )
 from sandbox.primitives.process import PR_SET_NO_NEW_PRIVS, prctl
 from sandbox.primitives.secure_computing import SeccompFilterFlags, SeccompOperation, seccomp
+from sandbox.process import Enforced
+from sandbox.readback import confinement, count_landlock_layers, parse_status, read_enforced
 
 if TYPE_CHECKING:
     from sandbox.filters import Filter
@@ -159,9 +160,7 @@ def _count_threads() -> int:
     try:
         return len(os.listdir("/proc/self/task"))
     except FileNotFoundError:
-        raise UnsupportedError(
-            "counting threads", needed="/proc mounted", found="no /proc/self/task"
-        ) from None
+        raise UnsupportedError("counting threads", needed="/proc mounted", found="no /proc/self/task") from None
 
 
 def _restrict(ruleset: "Ruleset", before: Enforced, *, all_threads: bool) -> Enforced:

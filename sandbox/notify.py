@@ -492,10 +492,9 @@ class Notifier_async(EventLike_async[Notification]):  # noqa: N801  # the object
 
 def _errno_number(value: int | str) -> int:
     if isinstance(value, str):
-        number = getattr(errno, value, None)
-        if not isinstance(number, int):
+        if value not in errno.errorcode.values():
             raise ValueError(f"errno must be the name of an errno, got {value!r}")
-        return number
+        return int(getattr(errno, value))
     return in_range(value, 1, _MAX_ERRNO, "errno")
 
 
@@ -512,10 +511,7 @@ def _require_scalar(answer: Notification, conditions: tuple[Condition, ...]) -> 
 
 
 def _hold(answer: Notification, conditions: tuple[Condition, ...]) -> bool:
-    return (
-        _judge(answer.call, answer.arch, conditions).simulate(answer.call, *answer.args, arch=answer.arch)
-        == Allow
-    )
+    return _judge(answer.call, answer.arch, conditions).simulate(answer.call, *answer.args, arch=answer.arch) == Allow
 
 
 @lru_cache(maxsize=256)

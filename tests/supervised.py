@@ -80,9 +80,7 @@ class Target:
 
 
 @contextmanager
-def supervised(
-    function: Callable[[], Any], *notify: str, flags: int = 0, extra: bytes = b""
-) -> Iterator[Target]:
+def supervised(function: Callable[[], Any], *notify: str, flags: int = 0, extra: bytes = b"") -> Iterator[Target]:
     """Fork a child in which the calls `notify` wait for an answer, and run a function there."""
     here, there = socket.socketpair()
     read_end, write_end = os.pipe()
@@ -95,9 +93,7 @@ def supervised(
             if extra:
                 seccomp(SeccompOperation.SET_MODE_FILTER, 0, extra)
             waiting = program({number(name): SeccompAction.USER_NOTIF for name in notify})
-            listener = seccomp(
-                SeccompOperation.SET_MODE_FILTER, SeccompFilterFlags.NEW_LISTENER | flags, waiting
-            )
+            listener = seccomp(SeccompOperation.SET_MODE_FILTER, SeccompFilterFlags.NEW_LISTENER | flags, waiting)
             socket.send_fds(there, [b"L"], [listener])
             os.close(listener)
             there.close()

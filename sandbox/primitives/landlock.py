@@ -161,7 +161,10 @@ _UINT64 = 2**64 - 1
 def landlock_abi() -> int:
     """Return the Landlock ABI of the kernel, 0 when it has none or was booted without.
 
-    See landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_VERSION. Since Linux 5.13.
+    Raises:
+        OSError: What a filter refuses the call with, other than ENOSYS.
+
+    See landlock_create_ruleset(2). Since Linux 5.13.
     """
     abi: int = lib.sandbox_landlock_create_ruleset(ffi.NULL, 0, _CREATE_RULESET_VERSION)
     if abi >= 0:
@@ -180,7 +183,10 @@ def landlock_errata() -> int:
     Returns:
         The bits; 0 also where the kernel cannot tell (before 6.15 and not carried back).
 
-    See landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_ERRATA. Since Linux 6.15.
+    Raises:
+        OSError: What a filter refuses the call with, other than ENOSYS.
+
+    See landlock_create_ruleset(2). Since Linux 6.15.
     """
     errata: int = lib.sandbox_landlock_create_ruleset(ffi.NULL, 0, _CREATE_RULESET_ERRATA)
     if errata >= 0:

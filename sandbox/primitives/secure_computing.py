@@ -5,13 +5,10 @@ A program is raw classic BPF, the bytes of a native `struct sock_filter[]`, eigh
 
 import errno
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sandbox._native import ffi, lib
 from sandbox.primitives._call import Fd, check, fd_of, in_range, os_error
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 __all__ = [
     "SeccompOperation",
@@ -155,7 +152,7 @@ class SeccompNotifSizes(NamedTuple):
     data: int
 
 
-def seccomp(operation: int, flags: int = 0, args: "Buffer | int | None" = None) -> int:
+def seccomp(operation: int, flags: int = 0, args: bytes | bytearray | memoryview | int | None = None) -> int:
     """Restrict the system calls of the calling thread, or ask which actions the kernel knows.
 
     Args:
@@ -193,17 +190,14 @@ def seccomp(operation: int, flags: int = 0, args: "Buffer | int | None" = None) 
             action = ffi.new("uint32_t *", in_range(args, 0, _UINT32, "args"))
             return check(lib.sandbox_seccomp(operation, flags, action))
         case _:
-            raise ValueError(
-                f"operation must be SET_MODE_STRICT, SET_MODE_FILTER or GET_ACTION_AVAIL, got {operation}"
-            )
+            raise ValueError(f"operation must be SET_MODE_STRICT, SET_MODE_FILTER or GET_ACTION_AVAIL, got {operation}")
 
 
 def _set_mode_filter(flags: int, program: bytes) -> int:
     length, rest = divmod(len(program), _INSTRUCTION_SIZE)
     if rest or not 1 <= length <= _MAX_INSTRUCTIONS:
         raise ValueError(
-            f"args must be 1 to {_MAX_INSTRUCTIONS} instructions of {_INSTRUCTION_SIZE} bytes, "
-            f"got {len(program)} bytes"
+            f"args must be 1 to {_MAX_INSTRUCTIONS} instructions of {_INSTRUCTION_SIZE} bytes, got {len(program)} bytes"
         )
     result = check(lib.sandbox_seccomp_filter(flags, ffi.from_buffer(program), length))
     if result and not flags & SeccompFilterFlags.NEW_LISTENER:
@@ -221,7 +215,7 @@ def seccomp_notif_sizes() -> SeccompNotifSizes:
     Raises:
         OSError: ENOSYS (no seccomp), EINVAL (older than 5.0).
 
-    See seccomp(2), SECCOMP_GET_NOTIF_SIZES. Since Linux 5.0.
+    See seccomp(2). Since Linux 5.0.
     """
     sizes = ffi.new("uint16_t[3]")
     check(lib.sandbox_seccomp_notif_sizes(sizes))
@@ -240,7 +234,7 @@ def seccomp_notif_recv(fd: Fd) -> SeccompNotif:
         OSError: EINTR (a signal handler ran), ENOENT (the target was killed or interrupted meanwhile, or no
             process has the filter any more).
 
-    See seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_RECV. Since Linux 5.0.
+    See seccomp_unotify(2). Since Linux 5.0.
     """
     notif = ffi.new("struct sandbox_seccomp_notif *")
     check(lib.sandbox_seccomp_notif_recv(fd_of(fd), notif))
@@ -269,7 +263,7 @@ def seccomp_notif_send(fd: Fd, id: int, val: int = 0, error: int = 0, flags: int
         OSError: ENOENT (the target was killed or its call interrupted), EINPROGRESS (answered already),
             EINVAL (unknown flag, or CONTINUE with a value), EINTR (a signal handler ran; nothing was sent).
 
-    See seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_SEND. Since Linux 5.0.
+    See seccomp_unotify(2). Since Linux 5.0.
     """
     in_range(id, 0, _UINT64, "id")
     in_range(val, -(2**63), 2**63 - 1, "val")
@@ -288,7 +282,9 @@ def seccomp_notif_id_valid(fd: Fd, id: int) -> bool:
     Raises:
         OSError: EINTR (a signal handler ran).
 
-    See seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_ID_VALID. Since Linux 5.0; the number differs before 5.9.
+    The ioctl is SECCOMP_IOCTL_NOTIF_ID_VALID, whose number was another before 5.9.
+
+    See seccomp_unotify(2). Since Linux 5.0.
     """
     if lib.sandbox_seccomp_notif_id_valid(fd_of(fd), in_range(id, 0, _UINT64, "id")) == 0:
         return True
@@ -297,9 +293,7 @@ def seccomp_notif_id_valid(fd: Fd, id: int) -> bool:
     raise os_error(ffi.errno)
 
 
-def seccomp_notif_addfd(
-    fd: Fd, id: int, srcfd: Fd, newfd: int = 0, flags: int = 0, newfd_flags: int = 0
-) -> int:
+def seccomp_notif_addfd(fd: Fd, id: int, srcfd: Fd, newfd: int = 0, flags: int = 0, newfd_flags: int = 0) -> int:
     """Install a descriptor in the target and return its number there.
 
     Args:
@@ -315,7 +309,7 @@ def seccomp_notif_addfd(
             no number left), ENOENT (the target is gone), EINPROGRESS (answered already), EBUSY (SEND: another
             descriptor is on its way), EINVAL (unknown flag).
 
-    See seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_ADDFD. Since Linux 5.9.
+    See seccomp_unotify(2). Since Linux 5.9.
     """
     in_range(id, 0, _UINT64, "id")
     in_range(newfd, 0, 2**31 - 1, "newfd")
@@ -335,6 +329,6 @@ def seccomp_notif_set_flags(fd: Fd, flags: int) -> None:
     Raises:
         OSError: EINVAL (unknown flag, or older than 6.6).
 
-    See seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_SET_FLAGS. Since Linux 6.6.
+    See seccomp_unotify(2). Since Linux 6.6.
     """
     check(lib.sandbox_seccomp_notif_set_flags(fd_of(fd), in_range(flags, 0, _UINT64, "flags")))

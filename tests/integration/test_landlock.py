@@ -221,9 +221,7 @@ def test_write_does_not_make_device_nodes(tree):
         assert "EACCES" == tried(make, tree / "in/null")
 
     harness.in_child(confined)
-    harness.in_child(
-        lambda: (confine(landlock=Landlock().path(tree / "in", Fs.MAKE_CHAR)), make(tree / "in/named"))
-    )
+    harness.in_child(lambda: (confine(landlock=Landlock().path(tree / "in", Fs.MAKE_CHAR)), make(tree / "in/named")))
 
 
 @pytest.mark.needs_landlock(5)

@@ -25,9 +25,9 @@ def test_capability_mask_of_no_names_is_a_type_error(names):
 
 
 def test_capability_names_and_mask_are_inverse():
-    assert {"CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"} == capability_names(1 | 1 << 40)
+    assert {"CHOWN", "CHECKPOINT_RESTORE"} == capability_names(1 | 1 << 40)
     assert (1 << 41) - 1 == capability_mask(capability_names((1 << 41) - 1))
 
 
 def test_capability_newer_than_the_table_is_its_number():
-    assert {"CAP_63"} == capability_names(1 << 63)
+    assert {"63"} == capability_names(1 << 63)

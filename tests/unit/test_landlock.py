@@ -105,9 +105,7 @@ def test_moving_is_not_given_back_where_an_exact_right_names_it():
 )  # fmt: skip
 def test_write_handles_all_that_the_abi_has(abi, newest):
     every = (int(newest) << 1) - 1
-    assert (
-        every & ~(Fs.READ_FILE | Fs.READ_DIR | Fs.EXECUTE) == Landlock(write=["/tmp"]).ruleset(abi).handled_fs
-    )
+    assert every & ~(Fs.READ_FILE | Fs.READ_DIR | Fs.EXECUTE) == Landlock(write=["/tmp"]).ruleset(abi).handled_fs
 
 
 def test_write_does_not_grant_device_nodes():
@@ -148,9 +146,7 @@ def test_each_kind_is_had_from_its_abi_on_and_an_error_before(options, since):
         assert not Landlock(**options).ruleset(abi).empty
 
 
-@pytest.mark.parametrize(
-    ("right", "since"), [(Fs.REFER, 2), (Fs.TRUNCATE, 3), (Fs.IOCTL_DEV, 5), (Fs.RESOLVE_UNIX, 9)]
-)
+@pytest.mark.parametrize(("right", "since"), [(Fs.REFER, 2), (Fs.TRUNCATE, 3), (Fs.IOCTL_DEV, 5), (Fs.RESOLVE_UNIX, 9)])
 def test_exact_right_is_had_from_its_abi_on_and_an_error_before(right, since):
     with pytest.raises(UnsupportedError, match=right.name):
         Landlock().path("/dev", right).ruleset(since - 1)

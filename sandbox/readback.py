@@ -10,8 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final
 
 from sandbox.capabilities import capability_names
 from sandbox.errors import UnsupportedError
@@ -23,12 +22,11 @@ from sandbox.primitives.landlock import (
     landlock_restrict_self,
 )
 from sandbox.primitives.process import PR_GET_DUMPABLE, PR_GET_SECUREBITS, PR_SET_NO_NEW_PRIVS, prctl
+from sandbox.process import Enforced, Mount
 
-__all__ = ["CapabilitySet", "Enforced", "Mount", "count_landlock_layers", "read_enforced"]
+__all__ = ["count_landlock_layers", "read_enforced"]
 
-CapabilitySet: TypeAlias = Literal["effective", "permitted", "inheritable", "bounding", "ambient"]
-
-_CAPABILITY_LINES: Mapping[CapabilitySet, str] = {
+_CAPABILITY_LINES: Final = {
     "effective": "CapEff",
     "permitted": "CapPrm",
     "inheritable": "CapInh",
@@ -36,7 +34,7 @@ _CAPABILITY_LINES: Mapping[CapabilitySet, str] = {
     "ambient": "CapAmb",
 }
 # /proc/PID/limits, in the words of Sandbox.limit() where it has one.
-_LIMIT_LINES = {
+_LIMIT_LINES: Final = {
     "Max cpu time": "cpu_time",
     "Max file size": "file_size",
     "Max data size": "data",
@@ -54,65 +52,6 @@ _LIMIT_LINES = {
     "Max realtime priority": "realtime_priority",
     "Max realtime timeout": "realtime_timeout",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A mount as the process sees it.
-
-    Attributes:
-        target: Where.
-        fstype: What kind of file system.
-        options: The mount's and the file system's own: "ro", "nosuid", "size=1024k" ...
-    """
-
-    target: str
-    fstype: str
-    options: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Enforced:
-    """What is in force, read back from the kernel.
-
-    Attributes:
-        namespaces: Inode numbers by name: "user", "mnt", "pid" ...
-        mounts: The mount table.
-        descriptors: The open ones.
-        uid: The real user id, as the process itself sees it.
-        gid: The real group id.
-        groups: The supplementary groups.
-        limits: Soft resource limits by name, `math.inf` where there is none.
-        cgroup: The path of the process in the unified hierarchy or, without one, in the memory controller's;
-            None: neither is there.
-        capabilities: The five sets, names with CAP_.
-        securebits: See capabilities(7).
-        no_new_privs: Whether execve(2) gives no privilege.
-        dumpable: Whether processes of the same user can trace it.
-        seccomp_filters: How many seccomp filters judge its calls.
-        landlock_abi: The kernel's Landlock; None: it has none.
-        landlock_layers: How many Landlock rulesets are stacked.
-        gaps: What a layer cannot cover here, in words.
-        missing: What `best_effort` or `optional` asked for and did not get.
-    """
-
-    namespaces: Mapping[str, int]
-    mounts: tuple[Mount, ...]
-    descriptors: tuple[int, ...]
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    limits: Mapping[str, float]
-    cgroup: str | None
-    capabilities: Mapping[CapabilitySet, frozenset[str]]
-    securebits: int
-    no_new_privs: bool
-    dumpable: bool
-    seccomp_filters: int
-    landlock_abi: int | None
-    landlock_layers: int
-    gaps: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
 
 
 def parse_status(text: str) -> dict[str, str]:
@@ -142,9 +81,7 @@ def parse_limits(text: str) -> dict[str, float]:
     found = {}
     for line in text.splitlines()[1:]:
         soft = line[26:47].strip()
-        found[_LIMIT_LINES.get(line[:26].strip(), line[:26].strip())] = (
-            math.inf if soft == "unlimited" else float(soft)
-        )
+        found[_LIMIT_LINES.get(line[:26].strip(), line[:26].strip())] = math.inf if soft == "unlimited" else float(soft)
     return found
 
 
@@ -187,9 +124,7 @@ def read_enforced() -> Enforced:
         groups=tuple(int(group) for group in status["Groups"].split()),
         limits=parse_limits(_read("limits")),
         cgroup=parse_cgroup(_read("cgroup")),
-        capabilities={
-            name: capability_names(int(status[line], 16)) for name, line in _CAPABILITY_LINES.items()
-        },
+        capabilities={name: capability_names(int(status[line], 16)) for name, line in _CAPABILITY_LINES.items()},
         securebits=prctl(PR_GET_SECUREBITS),
         no_new_privs=no_new_privs,
         dumpable=prctl(PR_GET_DUMPABLE) == 1,

@@ -1,6 +1,7 @@
 import math
 
-from sandbox.enforced import Mount, confinement, parse_cgroup, parse_limits, parse_mountinfo, parse_status
+from sandbox.process import Mount
+from sandbox.readback import confinement, parse_cgroup, parse_limits, parse_mountinfo, parse_status
 
 STATUS = """Name:\tcat
 Uid:\t1000\t1000\t1000\t1000
