@@ -14,12 +14,13 @@ Facts that the order follows from:
 import errno
 import os
 import stat
+import struct
 import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sandbox.errors import UnsupportedError
+from sandbox.errors import FilterError, UnsupportedError
 from sandbox.landlock import MAX_LAYERS
 from sandbox.primitives._call import os_error
 from sandbox.primitives.landlock import (
@@ -32,7 +33,13 @@ from sandbox.primitives.landlock import (
     landlock_restrict_self,
 )
 from sandbox.primitives.process import PR_SET_NO_NEW_PRIVS, prctl
-from sandbox.primitives.secure_computing import SeccompFilterFlags, SeccompOperation, seccomp
+from sandbox.primitives.secure_computing import (
+    SECCOMP_RET_ACTION_FULL,
+    SeccompAction,
+    SeccompFilterFlags,
+    SeccompOperation,
+    seccomp,
+)
 from sandbox.process import Enforced
 from sandbox.readback import confinement, count_landlock_layers, parse_status, read_enforced
 
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["confine", "make_ruleset"]
 
 _TSYNC_ABI = 8
+_RET_K = 0x06  # BPF_RET | BPF_K
 _STATUS_SIZE = 65536
 _ENDING = 0.5  # seconds
 
@@ -76,7 +84,7 @@ def confine(
     """
     if filter is None and landlock is None:
         raise ValueError("confine() needs a filter, a landlock, or both")
-    program = None if filter is None else filter.to_bytes()
+    program = None if filter is None else _program(filter)
     ruleset = None if landlock is None else landlock.ruleset(landlock_abi(), errata=landlock_errata())
     if ruleset is not None and all_threads and not ruleset.empty:
         _require_all_threads(ruleset.abi)
@@ -94,6 +102,14 @@ def confine(
         os.close(status)
         raise
     return _read_back(before, status)
+
+
+def _program(filter: "Filter") -> bytes:
+    program = filter.to_bytes()
+    for code, _, _, value in struct.iter_unpack("=HBBI", program):
+        if code == _RET_K and value & SECCOMP_RET_ACTION_FULL == SeccompAction.USER_NOTIF:
+            raise FilterError("this filter says Notify, and confine() leaves nobody to answer: run it in a sandbox")
+    return program
 
 
 def make_ruleset(ruleset: "Ruleset") -> tuple[int, tuple[str, ...]]:

@@ -101,15 +101,17 @@ class _Answer:
         id: The kernel's number of the notification.
         pid: The thread that calls, as this process numbers it; 0 when it is not visible from here.
         call: Name of the system call; "syscall_N" when the table does not know its number.
+        number: Its number on that architecture.
         args: The six registers, as 64 bits each; those that the call does not have mean nothing.
         arch: Whose numbers and registers these are.
     """
 
-    __slots__ = ("_pending", "arch", "args", "call", "id", "pid")
+    __slots__ = ("_pending", "arch", "args", "call", "id", "number", "pid")
 
     id: int
     pid: int
     call: str
+    number: int
     args: tuple[int, ...]
     arch: Arch
     _pending: _Pending
@@ -209,6 +211,7 @@ class Notification(_Answer):
             arch = "x32"
         self.id = notif.id
         self.pid = notif.pid
+        self.number = notif.nr
         self.args = notif.args
         self.arch = arch or "x86_64"
         self.call = names_of(arch).get(notif.nr, f"syscall_{notif.nr}") if arch else f"syscall_{notif.nr}"
@@ -271,7 +274,7 @@ class Emulation(_Answer):
     __slots__ = ()
 
     def __init__(self, notification: Notification) -> None:
-        for name in ("id", "pid", "call", "args", "arch", "_pending"):
+        for name in ("id", "pid", "call", "number", "args", "arch", "_pending"):
             setattr(self, name, getattr(notification, name))
 
     def read(self, address: int, size: int) -> bytes:
@@ -491,11 +494,10 @@ class Notifier_async(EventLike_async[Notification]):  # noqa: N801  # the object
 
 
 def _errno_number(value: int | str) -> int:
-    if isinstance(value, str):
-        if value not in errno.errorcode.values():
-            raise ValueError(f"errno must be the name of an errno, got {value!r}")
-        return int(getattr(errno, value))
-    return in_range(value, 1, _MAX_ERRNO, "errno")
+    number = Errno(value).errno
+    if number == 0:
+        raise ValueError("errno must not be 0, with which the call would seem to succeed: use reply(0)")
+    return number
 
 
 def _require_scalar(answer: Notification, conditions: tuple[Condition, ...]) -> None:
