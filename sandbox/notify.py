@@ -80,8 +80,10 @@ class _Pending:
 
     def end(self) -> None:
         """Refuse the call if nobody answered."""
-        if not self.answered and not self.notifier.closed:
-            self.take()._send(self.id, error=-errno.EPERM)
+        if not self.answered:
+            self.answered = True
+            self.finalizer.detach()
+            self.notifier._send(self.id, error=-errno.EPERM)
 
 
 def _dropped(notifier: "weakref.ref[Notifier]", id: int) -> None:
@@ -452,10 +454,11 @@ class Notifier(EventLike[Notification]):
                 continue
 
     def _forget(self) -> None:
-        super()._forget()
+        # Before anything is dropped: this is the parent's listener too, and must not get a word from here.
+        fd, self._fd = self._fd, -1
         self._answering = threading.RLock()
         self._finalizer.detach()
-        fd, self._fd = self._fd, -1
+        super()._forget()
         os.close(fd)
 
 

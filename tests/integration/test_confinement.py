@@ -142,6 +142,24 @@ def test_landlock_with_other_threads_is_unsupported_and_nothing_changes():
 
 
 @pytest.mark.needs_landlock(1)
+def test_all_threads_are_asked_of_a_kernel_that_can_and_its_refusal_is_an_error(monkeypatch):
+    import sandbox.confinement
+
+    if Landlock.abi() >= 8:
+        pytest.skip("this kernel can; the test before shows it")
+    # A kernel that is taken for ABI 8 and does not know TSYNC: weaker than asked must not come out of it.
+    monkeypatch.setattr(sandbox.confinement, "landlock_abi", lambda: 8)
+
+    def confined():
+        Bystander()
+        with pytest.raises(OSError, match="Invalid argument"):
+            confine(landlock=Landlock(read=[]))
+        assert 0 == count_landlock_layers()
+
+    harness.in_child(confined)
+
+
+@pytest.mark.needs_landlock(1)
 def test_landlock_for_one_thread_leaves_the_others_alone():
     def opened():
         return attempt("openat", -100, b"/etc/passwd", 0)

@@ -418,6 +418,20 @@ def test_death_of_the_supervisor_fails_the_call():
         os.close(started)
 
 
+def test_forked_child_answers_nothing_that_waits_in_the_cache():
+    with supervised(lambda: refused(getppid), "getppid") as target, Notifier(target.listener) as notifier:
+        notifier._cache.append(notifier.read_event())  # as a cancelled get() puts one back
+        child = os.fork()
+        if child == 0:
+            gc.collect()
+            os._exit(0)
+        os.waitpid(child, 0)
+        one = notifier.read_event()
+        assert one.valid()
+        one.reply(3)
+        assert 3 == target.result()
+
+
 def test_forked_child_does_not_keep_the_listener():
     with supervised(lambda: refused(getppid), "getppid") as target:
         notifier = Notifier(target.listener)
