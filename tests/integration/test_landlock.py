@@ -332,6 +332,52 @@ def test_bind_tcp_allows_these_ports(servers):
     harness.in_child(confined, [], ("EACCES", "EACCES"))
 
 
+def send_udp(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", ("127.0.0.1", port))
+
+
+def bind_udp(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", port))
+        return sock.getsockname()[1]
+
+
+@pytest.mark.needs_landlock(10)
+def test_udp_is_restricted_where_the_kernel_can():
+    allowed, other = bind_udp(0), bind_udp(0)
+    assert ("ok", "ok") == (tried(send_udp, allowed), tried(send_udp, other))
+
+    def confined(landlock, sends, binds):
+        confine(landlock=landlock)
+        assert sends == (tried(send_udp, allowed), tried(send_udp, other))
+        assert binds == (tried(bind_udp, allowed), tried(bind_udp, 0))
+        assert "ok" == tried(bind, 0)
+
+    harness.in_child(confined, Landlock(connect_udp=[allowed]), ("ok", "EACCES"), ("ok", "ok"))
+    harness.in_child(confined, Landlock(connect_udp=[allowed], bind_udp=[0]), ("ok", "EACCES"), ("EACCES", "ok"))
+    # Sending binds, too.
+    harness.in_child(confined, Landlock(bind_udp=[allowed]), ("EACCES", "EACCES"), ("ok", "EACCES"))
+
+
+@pytest.mark.needs_landlock(9)
+def test_connecting_to_a_unix_socket_by_path_comes_with_write(tree):
+    def call(where):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(tree / where / "server"))
+
+    def confined():
+        confine(landlock=Landlock(write=[tree / "in"]))
+        assert ("ok", "EACCES") == (tried(call, "in"), tried(call, "out"))
+
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
+        for where, server in (("in", one), ("out", two)):
+            server.bind(str(tree / where / "server"))
+            server.listen(8)
+            assert "ok" == tried(call, where)
+        harness.in_child(confined)
+
+
 # ── scopes ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
