@@ -117,7 +117,11 @@ def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
     if isinstance(data, dict):
         return [pytest.TestReport(item.nodeid, item.location, {}, "failed", data["crash"], "call", [], 0.0)]
     restore = item.config.hook.pytest_report_from_serializable
-    return [restore(config=item.config, data=one) for one in data]
+    reports = [restore(config=item.config, data=one) for one in data]
+    for report in reports:
+        if isinstance(report.longrepr, list):  # of a skip: a tuple, which JSON does not have
+            report.longrepr = tuple(report.longrepr)
+    return reports
 
 
 class Footprint(NamedTuple):

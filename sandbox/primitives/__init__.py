@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox.primitives.io_uring import *
     from sandbox.primitives.io_uring_numbers import *
     from sandbox.primitives.memfd import *
+    from sandbox.primitives.memory import *
     from sandbox.primitives.mountinfo import *
     from sandbox.primitives.mounts import *
     from sandbox.primitives.namespaces import *
@@ -42,6 +43,7 @@ _FAMILIES = (
     "io_uring",
     "io_uring_numbers",
     "memfd",
+    "memory",
     "mountinfo",
     "mounts",
     "namespaces",
