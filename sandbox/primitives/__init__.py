@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sandbox.primitives.fscontext import *
     from sandbox.primitives.io_uring import *
     from sandbox.primitives.io_uring_numbers import *
+    from sandbox.primitives.landlock import *
     from sandbox.primitives.memfd import *
     from sandbox.primitives.memory import *
     from sandbox.primitives.mountinfo import *
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sandbox.primitives.pidfd import *
     from sandbox.primitives.pipes import *
     from sandbox.primitives.process import *
+    from sandbox.primitives.secure_computing import *
     from sandbox.primitives.signals import *
     from sandbox.primitives.system import *
     from sandbox.primitives.timerfd import *
@@ -42,6 +44,7 @@ _FAMILIES = (
     "fscontext",
     "io_uring",
     "io_uring_numbers",
+    "landlock",
     "memfd",
     "memory",
     "mountinfo",
@@ -50,6 +53,7 @@ _FAMILIES = (
     "pidfd",
     "pipes",
     "process",
+    "secure_computing",
     "signals",
     "system",
     "timerfd",
