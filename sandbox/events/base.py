@@ -355,9 +355,7 @@ class EventLike(Generic[E]):
         Raises:
             io.UnsupportedOperation: Always; an OSError and a ValueError.
         """
-        raise io.UnsupportedOperation(
-            f"{self.name} holds events, not bytes: use read_event() or read_events()"
-        )
+        raise io.UnsupportedOperation(f"{self.name} holds events, not bytes: use read_event() or read_events()")
 
     read = readline = readlines = readinto = write = writelines = seek = tell = truncate = _unsupported
 

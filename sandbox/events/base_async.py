@@ -200,9 +200,7 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     def _on_readable(self) -> None:
         cache = self._cache
-        if not self._waiters and (
-            not self._prefetch or self._error is not None or 0 < self._maxsize <= len(cache)
-        ):
+        if not self._waiters and (not self._prefetch or self._error is not None or 0 < self._maxsize <= len(cache)):
             self._unregister()
         elif not self._source.closed:
             self._fill()

@@ -149,9 +149,7 @@ class Signalfd(EventLike[SignalfdEvent]):
     name: ClassVar[str] = "signalfd"
     _record_size = SIGINFO_LENGTH
 
-    def __init__(
-        self, signals: int | Iterable[int] = (), *, nonblock: bool = False, block: bool = True
-    ) -> None:
+    def __init__(self, signals: int | Iterable[int] = (), *, nonblock: bool = False, block: bool = True) -> None:
         self._bits = _catchable(signals)
         self._block = block
         self._blocked: set[int] = set()  # by this object: what was blocked before stays so

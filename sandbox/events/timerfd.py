@@ -164,9 +164,7 @@ class Timerfd(EventLike[int]):
     _record_size = 8
     _prefetch = False  # the kernel counts the expirations that nobody waits for
 
-    def __init__(
-        self, value: TimerVal | None = None, *, clock: int = CLOCK_MONOTONIC, nonblock: bool = False
-    ) -> None:
+    def __init__(self, value: TimerVal | None = None, *, clock: int = CLOCK_MONOTONIC, nonblock: bool = False) -> None:
         try:
             fd = timerfd_create(clock, TFD_CLOEXEC | TFD_NONBLOCK)
         except OSError as error:
@@ -263,9 +261,7 @@ class Timerfd_async(EventLike_async[int]):  # noqa: N801  # Butter's name
             EMFILE or ENFILE (no descriptor left).
     """
 
-    def __init__(
-        self, value: TimerVal | None = None, *, clock: int = CLOCK_MONOTONIC, maxsize: int = 0
-    ) -> None:
+    def __init__(self, value: TimerVal | None = None, *, clock: int = CLOCK_MONOTONIC, maxsize: int = 0) -> None:
         super().__init__(Timerfd(value, clock=clock, nonblock=True), maxsize)
 
     set = update = of_source(Timerfd.set)

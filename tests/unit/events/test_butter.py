@@ -84,9 +84,7 @@ def targets():
     for _, theirs, ours, _, _ in rows():
         for path in ours:
             if path.endswith(".*"):
-                yield from (
-                    path[:-1] + (name if not joined(path) else name.partition(".")[2]) for name in theirs
-                )
+                yield from (path[:-1] + (name if not joined(path) else name.partition(".")[2]) for name in theirs)
             else:
                 yield path
 
