@@ -1,0 +1,199 @@
+"""Rows of a benchmark: contenders that take turns, CPU time, ratios, a table and a chart."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Contender:
+    """Something that does the work of a row.
+
+    Attributes:
+        run: Does it once; returns how many operations that were. Only this is timed.
+        prepare: Makes the work, before each run.
+        close: Puts everything away.
+    """
+
+    run: Callable[[], int]
+    prepare: Callable[[], object] = lambda: None
+    close: Callable[[], object] = lambda: None
+
+
+@dataclass
+class Target:
+    """How fast one contender has to be, measured by another.
+
+    Attributes:
+        who: The contender.
+        peer: The yardstick.
+        at_least: Times as fast: the peer's CPU time over the contender's. Below 1 it may be slower.
+    """
+
+    who: str
+    peer: str
+    at_least: float
+
+
+class Row:
+    """One line of the table: what is measured, by whom, and what has to come out.
+
+    A subclass sets `title`, `unit` and `targets` and makes its contenders; one that cannot be made here (a module or
+    a peer that is not installed, a privilege that is missing) says why by ImportError, AttributeError, OSError.
+    """
+
+    title = ""
+    unit = "operation"
+    targets: Sequence[Target] = ()
+
+    def contenders(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Put away what the contenders shared."""
+
+
+@dataclass
+class Result:
+    """What came out of a row.
+
+    Attributes:
+        cost: Median CPU nanoseconds an operation, by contender.
+        missing: Why a contender did not run.
+        ratios: The ratio of each target, None when one of its two did not run.
+    """
+
+    row: Row
+    cost: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    ratios: list[float | None] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        pairs = zip(self.row.targets, self.ratios, strict=True)
+        return all(ratio is not None and ratio >= target.at_least for target, ratio in pairs)
+
+
+def measure(row: Row, rounds: int) -> Result:
+    """Let the contenders of a row take turns; the median of the ratios within each round counts."""
+    result = Result(row)
+    made: dict[str, Contender] = {}
+    costs: dict[str, list[float]] = {}
+    try:
+        for name, make in row.contenders():
+            try:
+                made[name] = make()
+                made[name].prepare()
+                made[name].run()  # warms up, and shows whether it works at all
+                costs[name] = []
+            except (ImportError, AttributeError, OSError) as error:
+                result.missing[name] = f"{type(error).__name__}: {error}"
+        names = list(costs)
+        for number in range(rounds):
+            # In an order that changes: whoever is first finds colder caches.
+            for name in names[number % len(names) :] + names[: number % len(names)] if names else ():
+                one = made[name]
+                one.prepare()
+                gc.collect()
+                gc.disable()
+                before = time.process_time_ns()
+                done = one.run()
+                spent = time.process_time_ns() - before
+                gc.enable()
+                costs[name].append(spent / done)
+    finally:
+        for one in made.values():
+            one.close()
+        row.close()
+    result.cost = {name: statistics.median(values) for name, values in costs.items()}
+    for target in row.targets:
+        if target.who in costs and target.peer in costs:
+            pairs = zip(costs[target.peer], costs[target.who], strict=True)
+            result.ratios.append(statistics.median(peer / ours for peer, ours in pairs))
+        else:
+            result.ratios.append(None)
+    return result
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """Print the table."""
+    table = Table(title="CPU time, contenders interleaved; ratio: times as fast as the peer")
+    for name, justify in [("what", "left"), ("contender", "left"), ("ns each", "right"), ("peer", "left"),
+                          ("at least", "right"), ("ratio", "right"), ("", "left")]:  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for result in results:
+        row = result.row
+        first = f"{row.title} [dim]({row.unit})[/dim]"
+        for target, ratio in zip(row.targets, result.ratios, strict=True):
+            cost = result.cost.get(target.who)
+            if ratio is None:
+                absent = target.who if target.who in result.missing else target.peer
+                verdict = f"[yellow]missing: {absent}: {result.missing.get(absent, 'not there')}"
+            else:
+                verdict = "[green]pass" if ratio >= target.at_least else "[red]MISS"
+            table.add_row(
+                first,
+                target.who,
+                "" if cost is None else f"{cost:,.0f}",
+                target.peer,
+                f"{target.at_least:.2f}",
+                "" if ratio is None else f"{ratio:.2f}",
+                verdict,
+            )
+            first = ""
+        aimed = {target.who for target in row.targets}
+        for name, cost in result.cost.items():
+            if name not in aimed:
+                table.add_row(first, f"[dim]{name}", f"[dim]{cost:,.0f}", "", "", "", "")
+                first = ""
+        for name, why in result.missing.items():
+            if name not in aimed and name not in {target.peer for target in row.targets}:
+                table.add_row(first, f"[dim]{name}", "", "", "", "", f"[dim]{why}")
+                first = ""
+        table.add_section()
+    console.print(table)
+
+
+def chart(results: Sequence[Result]) -> str:
+    """Return a chart as SVG: for each row, how long each contender takes next to the slowest."""
+    width, label, bar, gap, top = 860, 250, 16, 30, 46
+    lines: list[str] = []
+    y = top
+    for result in results:
+        if not result.cost:
+            continue
+        lines.append(f'<text x="16" y="{y}" class="row">{_text(result.row.title)}</text>')
+        y += 10
+        most = max(result.cost.values())
+        ours = {target.who for target in result.row.targets}
+        for name, cost in sorted(result.cost.items(), key=lambda item: item[1]):
+            length = max(2.0, (width - label - 130) * cost / most)
+            kind = "ours" if name in ours else "limit" if "C loop" in name else "peer"
+            lines += [
+                f'<text x="{label - 8}" y="{y + bar - 4}" class="name">{_text(name)}</text>',
+                f'<rect x="{label}" y="{y}" width="{length:.1f}" height="{bar - 3}" rx="2" class="{kind}"/>',
+                f'<text x="{label + length + 6:.1f}" y="{y + bar - 4}" class="cost">{_nanoseconds(cost)}</text>',
+            ]
+            y += bar
+        y += gap
+    head = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" font-family="sans-serif">
+<style>
+svg {{ background: #fff }} .title {{ font-size: 15px; font-weight: bold }} .row {{ font-size: 13px; font-weight: bold }}
+.name {{ font-size: 12px; text-anchor: end; fill: #444 }} .cost {{ font-size: 11px; fill: #444 }}
+.ours {{ fill: #2a7de1 }} .peer {{ fill: #b9c0c8 }} .limit {{ fill: #6b7680 }}
+</style>
+<text x="16" y="22" class="title">CPU time for each event or operation, shorter is better</text>"""
+    return "\n".join([head, *lines, "</svg>", ""])
+
+
+def _nanoseconds(cost: float) -> str:
+    return f"{cost:,.0f} ns" if cost < 10_000 else f"{cost / 1000:,.1f} µs"
+
+
+def _text(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
