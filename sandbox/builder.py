@@ -8,10 +8,11 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
 from sandbox import compiler
 from sandbox.compiler import NAMESPACES, Caller, Dev, Namespace, Spec, Variant, compile_plan, inside_ids
+from sandbox.errors import FilterError
 from sandbox.kernel import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -23,6 +24,12 @@ from sandbox.plan import Command, Plan, candidates
 from sandbox.process import Args, StrOrBytesPath
 from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
 from sandbox.runner import Environment, Runner, caller, words_of
+
+if TYPE_CHECKING:
+    from types import EllipsisType
+
+    from sandbox.filters import Filter
+    from sandbox.landlock import Landlock, LandlockOptions
 
 Size: TypeAlias = int | str
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -144,7 +151,7 @@ class Sandbox(Runner):
 
     Without further words: new user, mount, pid, ipc, uts, net and cgroup namespaces; read-only /usr and the part of
     /etc that programs need; private /tmp, /dev and /proc; no network but its own loopback; stdin empty; a clean
-    environment; no capability; no_new_privs; no descriptor but 0, 1 and 2.
+    environment; no capability; no_new_privs; the default filter of system calls; no descriptor but 0, 1 and 2.
 
     A sandbox is a value: every method returns a new one, in the order written. It compares, hashes and pickles.
     """
@@ -452,6 +459,94 @@ class Sandbox(Runner):
             raise ValueError(f'network must be "none", "loopback" or "host", got {network!r}')
         new = self._spec.new_namespaces
         return self._with(new_namespaces=new - {"net"} if kind == "host" else new | {"net"}, loopback=kind != "none")
+
+    # ── privileges and filters ──
+
+    def capabilities(self, keep: Iterable[str] = (), *, ambient: Iterable[str] = ()) -> Self:
+        """Keep capabilities in the sandbox's own user namespace; by default there is none.
+
+        What they allow ends at the sandbox: they count for its own namespaces. As everywhere, a program that is not
+        executed by uid 0 has those that are ambient; uid 0 has all that are kept. With CAP_SYS_ADMIN the payload gets
+        a user and mount namespace of its own, so that read-only binds stay read-only.
+
+        Args:
+            keep: Names, with or without CAP_: the bounding, permitted and inheritable sets.
+            ambient: Those that every program executed has, too; kept in any case.
+        """
+        from sandbox.capabilities import capability_mask
+
+        raised = capability_mask(ambient, "ambient")
+        return self._with(keep=capability_mask(keep, "keep") | raised, ambient=raised)
+
+    def seccomp(self, filter: "Filter | None", /) -> Self:
+        """Use another filter of system calls; the default is `Filter.default()`.
+
+        Args:
+            filter: It replaces the one before. None: no filter, so the payload meets the kernel's whole surface;
+                `enforced.gaps` says so.
+
+        Raises:
+            FilterError: It forbids execve, which is the first call that it would see.
+        """
+        if filter is None:
+            return self._with(filter=None, filter_origin=".seccomp(None)")
+        from sandbox.filters import Allow, Filter, Log, Notify, Trace
+
+        if not isinstance(filter, Filter):
+            raise TypeError(f"filter must be a Filter or None, not {type(filter).__name__}")
+        verdict = filter.simulate("execve")
+        if verdict not in {Allow, Log, Notify} and not isinstance(verdict, Trace):
+            raise FilterError(
+                f"the filter answers execve with {verdict!r}, so that no program could be started:"
+                ' the first call that a sandbox makes under it is execve; say .allow("execve")'
+            )
+        chosen = "default" if filter == Filter.default() else filter
+        return self._with(filter=chosen, filter_origin=f".seccomp({filter!r})")
+
+    def nesting(self) -> Self:
+        """Let sandboxes be built inside: opens new namespaces and mounts, with what they reach in the kernel.
+
+        Raises:
+            ValueError: The filter is not the default one: it alone decides what is open.
+        """
+        if self._spec.filter not in {"default", "default-nesting"}:
+            raise ValueError(
+                "nesting() opens the default filter; with one of your own say Filter.default(nesting=True)"
+            )
+        return self._with(filter="default-nesting", filter_origin=".nesting()")
+
+    def landlock(self, ruleset: "Landlock | None | EllipsisType" = ..., /, **rights: "Unpack[LandlockOptions]") -> Self:
+        """Add a layer of access rules for files, ports and scopes; with None remove all of them.
+
+        The paths are those inside, opened when the sandbox is set up.
+
+        Args:
+            ruleset: The rules, or None.
+            **rights: The arguments of `Landlock`, instead of a ruleset.
+
+        Raises:
+            ValueError: Neither is given, or both are; more than 16 layers.
+            UnsupportedError: At the launch: the kernel lacks what was asked for, and it is not best_effort.
+        """
+        from sandbox.landlock import MAX_LAYERS, Landlock
+
+        if (ruleset is ...) != bool(rights):
+            raise ValueError("landlock() takes a ruleset or its arguments: one of them, not both")
+        if ruleset is None:
+            return self._with(landlock=())
+        layer = Landlock(**rights) if ruleset is ... else ruleset
+        if not isinstance(layer, Landlock):
+            raise TypeError(f"ruleset must be a Landlock or None, not {type(layer).__name__}")
+        if len(self._spec.landlock) == MAX_LAYERS:
+            raise ValueError(f"the kernel stacks at most {MAX_LAYERS} layers of Landlock")
+        return self._with(landlock=(*self._spec.landlock, layer))
+
+    def observe(self, enabled: bool = True) -> Self:
+        """Watch what the filter refuses: `Process.denials` while it runs, `Result.denied` at the end.
+
+        The answers stay those of the filter. A refused call takes longer, for it waits until it was seen.
+        """
+        return self._with(observe=bool(enabled))
 
     # ── what the payload starts with ──
 

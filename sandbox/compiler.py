@@ -4,15 +4,16 @@ Pure but for the facts of the host that `sandbox.host` reads. A plan is compiled
 and kept; what changes from launch to launch is `Late` or a slot.
 """
 
+import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from errno import ENOSYS, EPERM
-from struct import pack
-from typing import Final, Literal, NamedTuple, TypeAlias
+from struct import iter_unpack, pack
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from sandbox import host, kernel as k
 from sandbox.kernel import Flag
-from sandbox.plan import Command, Late, Plan, Program, Slot
+from sandbox.plan import Command, Data, Late, Plan, Program, Slot
 from sandbox.rootfs import (
     DEVICE_NODES,
     Entry,
@@ -26,12 +27,18 @@ from sandbox.rootfs import (
     sort,
 )
 
+if TYPE_CHECKING:
+    from sandbox.filters import Filter
+    from sandbox.landlock import Landlock, Ruleset
+
 Namespace: TypeAlias = Literal["user", "pid", "net", "ipc", "uts", "cgroup", "time"]
 NAMESPACES: Final[tuple[Namespace, ...]] = ("user", "pid", "net", "ipc", "uts", "cgroup", "time")
 NEW_BY_DEFAULT: Final = frozenset(NAMESPACES) - {"time"}
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOME: Final = "/tmp"
 
+_CAP_SYS_ADMIN: Final = 1 << 21
+_CAP_SETFCAP: Final = 1 << 31
 _CHECK_IDS, _CHECK_GROUPS, _CHECK_CAPABILITIES, _CHECK_SECUREBITS, _CHECK_NO_NEW_PRIVS = (1, 2, 4, 8, 16)
 _CHECKS: Final = {
     _CHECK_IDS: "ids",
@@ -74,6 +81,12 @@ class Spec(NamedTuple):
     cwd: str | None = None
     cwd_origin: str = ".cwd()"
     umask: int = 0o022
+    keep: int = 0
+    ambient: int = 0
+    filter: "Filter | str | None" = "default"
+    filter_origin: str = "Sandbox()"
+    landlock: "tuple[Landlock, ...]" = ()
+    observe: bool = False
 
 
 class Caller(NamedTuple):
@@ -106,6 +119,24 @@ class Variant(NamedTuple):
     cached_tree: bool = False
 
 
+class Layers(NamedTuple):
+    """What the plan installs that the payload cannot be asked about: no call but execve comes after it.
+
+    Args:
+        filters: How many filters.
+        landlock_abi: ABI that the Landlock layers were compiled for.
+        landlock_layers: How many.
+        gaps: What a layer cannot cover here, in words.
+        missing: What was asked for as best effort and is not to be had.
+    """
+
+    filters: int = 0
+    landlock_abi: int | None = None
+    landlock_layers: int = 0
+    gaps: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
 class Compiled(NamedTuple):
     """A plan, and what the launch must know beside it."""
 
@@ -113,7 +144,8 @@ class Compiled(NamedTuple):
     tree: Tree
     tree_slot: Slot | None
     fd_slots: dict[int, Slot]
-    gaps: tuple[str, ...]
+    layers: Layers
+    listens: bool
 
 
 def inside_ids(spec: Spec, caller: Caller) -> tuple[int, int]:
@@ -163,6 +195,13 @@ class _Compiler:
         self.new_user = "user" in spec.new_namespaces
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
+        self.nested = bool(spec.keep & _CAP_SYS_ADMIN)
+        self.listens = False
+        self.rulesets: list[Ruleset] = []
+        if spec.landlock:
+            from sandbox.landlock import Landlock
+
+            self.rulesets = [layer.ruleset(Landlock.abi()) for layer in spec.landlock]
 
     def compile(self) -> Compiled:
         # Stage 1 opens the sources of binds, for root, while PID 1's steps are written: so its own end comes last.
@@ -174,10 +213,28 @@ class _Compiler:
         self.program.segment = "payload"
         self._payload()
         plan = self.program.plan(Command())
-        gaps: tuple[str, ...] = ()
+        return Compiled(plan, self.layout.tree, self.tree_slot, self.fd_slots, self._layers(), self.listens)
+
+    def _layers(self) -> Layers:
+        gaps = []
         if not self.caller.privileged:
-            gaps = ("supplementary groups of the caller are kept: an unprivileged caller cannot drop them",)
-        return Compiled(plan, self.layout.tree, self.tree_slot, self.fd_slots, gaps)
+            gaps.append("supplementary groups of the caller are kept: an unprivileged caller cannot drop them")
+        if self.spec.filter is None:
+            gaps.append("no system-call filter: every call of the kernel is open to the payload")
+        elif self.spec.filter == "default-nesting":
+            gaps.append("nesting: new namespaces and mounts are open to the payload, and what they reach in the kernel")
+        missing: list[str] = []
+        for ruleset in self.rulesets:
+            gaps += ruleset.gaps
+            missing += ruleset.missing
+        made = [ruleset for ruleset in self.rulesets if not ruleset.empty]
+        return Layers(
+            0 if self.spec.filter is None else 1,
+            made[0].abi if made else None,
+            len(made),
+            tuple(dict.fromkeys(gaps)),
+            tuple(missing),
+        )
 
     # ── stage 1 ──
 
@@ -224,6 +281,11 @@ class _Compiler:
             gid: int | Late = self.gid if self.new_user else Late("host_gid")
             program.call("setresgid", gid, gid, gid)
             program.call("setresuid", uid, uid, uid)
+        if self.nested:
+            # The caller's /proc, while it can be seen: the sandbox may have none.
+            program.origin = "capabilities"
+            flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+            self.proc_inside = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc")
         program.origin = "PID 1"
         program.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0)
         if not self.new_user:
@@ -233,10 +295,15 @@ class _Compiler:
             program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
         self._root()
         self._names()
-        self._privileges()
+        if self.nested:
+            # Since Linux 5.12 a map of uid 0 wants that who made the namespace had CAP_SETFCAP.
+            self._privileges(_CAP_SETFCAP if self.uid == 0 else 0, 0)
+        else:
+            self._privileges(self.spec.keep, self.spec.ambient)
         program.origin = "payload"
         program.call("check_lifeline")
-        program.call("fork_payload", 0 if self.variant.hold else 1)
+        # A payload that shares PID 1's memory until it executes cannot have a user namespace of its own.
+        program.call("fork_payload", 0 if self.variant.hold or self.nested else 1)
 
     def _root(self) -> None:
         program = self.program
@@ -274,20 +341,50 @@ class _Compiler:
             request = program.data(pack("<16sH22x", b"lo", 0x41), '{"lo", IFF_UP|IFF_RUNNING}')
             program.call("ioctl", fd, k.SIOCSIFFLAGS, request)
 
-    def _privileges(self) -> None:
+    def _privileges(self, keep: int, ambient: int) -> None:
         program = self.program
         program.origin = "capabilities"
-        program.call("drop_bounding_set", 0)
-        program.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-        program.call("prctl", k.PR_SET_SECUREBITS, k.SECUREBITS_LOCKED, 0, 0, 0)
-        program.call("prctl", k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         header = program.data(pack("<2I", 0x20080522, 0), "{_LINUX_CAPABILITY_VERSION_3, 0}")
-        program.call("capset", header, program.data(bytes(24), "{effective=0, permitted=0, inheritable=0}"))
+        program.call("drop_bounding_set", keep)
+        program.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+        if ambient:
+            # Ambient is within inheritable; what else PID 1 has goes with the last capset.
+            program.call("capset", header, _capability_sets(program, (1 << 41) - 1, keep))
+            for number in range(64):
+                if ambient >> number & 1:
+                    program.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, number, 0, 0)
+        program.call("prctl", k.PR_SET_SECUREBITS, self._securebits(), 0, 0, 0)
+        program.call("prctl", k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        program.call("capset", header, _capability_sets(program, keep, keep))
+
+    def _securebits(self) -> Flag:
+        # uid 0 that keeps capabilities has them as root does: a program that it executes gets the bounding set.
+        return k.SECUREBITS_ROOT if self.spec.keep and self.uid == 0 else k.SECUREBITS_LOCKED
+
+    def _nest(self) -> None:
+        """Give the payload namespaces of its own, in which it has CAP_SYS_ADMIN.
+
+        In the sandbox's own it could make a read-only bind writable; mounts that are copied into a mount namespace
+        of another user namespace are locked as they are.
+        """
+        program = self.program
+        program.origin = "capabilities"
+        # Who writes its own id map must own its files in /proc; nobody else is inside yet.
+        program.call("prctl", k.PR_SET_DUMPABLE, 1, 0, 0, 0)
+        program.call("unshare", k.CLONE_NEWUSER | k.CLONE_NEWNS)
+        program.call("write_proc_self", self.proc_inside, "setgroups", "deny\n", 5)
+        for name, number in (("uid_map", self.uid), ("gid_map", self.gid)):
+            text = f"{number} {number} 1\n"
+            program.call("write_proc_self", self.proc_inside, name, text, len(text))
+        program.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0)
+        self._privileges(self.spec.keep, self.spec.ambient)
 
     # ── payload ──
 
     def _payload(self) -> None:
         program, spec = self.program, self.spec
+        if self.nested:
+            self._nest()
         program.origin = "session"
         program.call("setsid")
         # No key of the caller's; where keyctl is not to be had, no program inside has it either.
@@ -314,11 +411,19 @@ class _Compiler:
         pairs = b"".join(pack("<2I", number, slot) for number, slot in numbers.items())
         program.call("place_fds", program.data(pairs, f"{{{', '.join(map(str, numbers))}}}"), len(numbers))
         self._verify()
+        if self.rulesets:
+            from sandbox.restrictions import restrict_self
+
+            program.origin = ".landlock()"
+            for ruleset in self.rulesets:
+                restrict_self(program, ruleset)
         program.origin = "payload"
         if self.variant.hold:
             program.call("hold")
-        # Filters come here: the call after them is execve, and no other.
         program.call("rt_sigprocmask", k.SIG_SETMASK, program.data(bytes(8), "[]"), 0, 8)
+        # The call after the filter is execve, and no other.
+        self._filter()
+        program.origin = "payload"
         program.call(
             "execve",
             Late("candidates", pointer=True),
@@ -326,6 +431,26 @@ class _Compiler:
             Late("argv", pointer=True),
             Late("envp", pointer=True),
         )
+
+    def _filter(self) -> None:
+        spec, program = self.spec, self.program
+        if spec.filter is None:
+            return
+        program.origin = spec.filter_origin
+        code = preset_program(spec.filter) if isinstance(spec.filter, str) else spec.filter.to_bytes()
+        if spec.observe:
+            from sandbox.denials import asking
+
+            code = asking(code)
+        self.listens = notifies(code)
+        length = len(code) // 8
+        instructions = program.data(code, f"<{length} instructions>")
+        prog = program.data(pack("<H6xQ", length, 0), f"{{{length}, <filter>}}", ((8, instructions),))
+        if self.listens:
+            flags = k.SECCOMP_FILTER_FLAG_NEW_LISTENER | k.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+            program.call("seccomp_listen", flags, prog)
+        else:
+            program.call("seccomp", k.SECCOMP_SET_MODE_FILTER, k.NONE, prog)
 
     def _verify(self) -> None:
         program = self.program
@@ -335,12 +460,44 @@ class _Compiler:
             mask |= _CHECK_IDS
         if self.caller.privileged:
             mask |= _CHECK_GROUPS
-        expected = pack("<8I5Q800x", self.uid, self.gid, k.SECUREBITS_LOCKED, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-        show = f"{{uid={self.uid}, gid={self.gid}, capabilities=none, securebits=locked, no_new_privs=1" + (
-            ", groups=none}" if mask & _CHECK_GROUPS else "}"
-        )
+        keep = self.spec.keep
+        sets = (keep, keep, keep, keep, self.spec.ambient)
+        expected = pack("<8I5Q800x", self.uid, self.gid, self._securebits(), 1, 0, 0, 0, 0, *sets)
+        show = f"{{uid={self.uid}, gid={self.gid}, capabilities={hex(keep) if keep else 'none'}, securebits=locked, "
+        show += "no_new_privs=1" + (", groups=none}" if mask & _CHECK_GROUPS else "}")
         text = "|".join(name for bit, name in _CHECKS.items() if mask & bit)
         program.call("verify", program.data(expected, show), Flag(mask, text))
+
+
+def _capability_sets(program: Program, permitted: int, inheritable: int) -> Data:
+    """Return the data of capset(2): effective and permitted alike."""
+    low = 0xFFFFFFFF
+    words = [permitted & low, permitted & low, inheritable & low, permitted >> 32, permitted >> 32, inheritable >> 32]
+    show = f"{{effective={permitted:#x}, permitted={permitted:#x}, inheritable={inheritable:#x}}}"
+    return program.data(pack("<6I", *words), show)
+
+
+def notifies(code: bytes) -> bool:
+    """Say whether a filter's program asks a supervisor: it returns SECCOMP_RET_USER_NOTIF somewhere."""
+    return any(op == 0x06 and value & 0xFFFF0000 == 0x7FC00000 for op, _, _, value in iter_unpack("=HBBI", code))
+
+
+def preset_program(name: str) -> bytes:
+    """Return the compiled program of a preset; the package has it for this machine, or it is compiled now."""
+    machine = {"arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
+    path = os.path.join(os.path.dirname(__file__), "filters", "compiled", f"{name}-{machine}.bpf")
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return preset_filter(name).to_bytes()
+
+
+def preset_filter(name: "Filter | str | None") -> "Filter":
+    """Return a preset of the builder as a filter."""
+    from sandbox.filters import Filter
+
+    return Filter.default(nesting=name == "default-nesting")
 
 
 def compile_plan(spec: Spec, caller: Caller, variant: Variant) -> Compiled:

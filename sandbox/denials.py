@@ -9,14 +9,15 @@ import errno
 import os
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
+from sandbox.events.base import EventLike
 from sandbox.filters.actions import Errno
 from sandbox.filters.filter import Filter
-from sandbox.notify import Emulation, Notification
+from sandbox.notify import Emulation, Notification, Notifier
 from sandbox.primitives.secure_computing import SECCOMP_RET_ACTION_FULL, SECCOMP_RET_DATA, SeccompAction
 
-__all__ = ["Denied", "asking", "refuse"]
+__all__ = ["Denials", "Denied", "asking", "refuse"]
 
 _INSTRUCTION: Final = struct.Struct("=HBBI")
 _RET_K: Final = 0x06  # BPF_RET | BPF_K
@@ -103,6 +104,36 @@ def refuse(notification: Notification, filter: Filter) -> Denied:
         rule=rule.strip() or None,
         suggestion=None if call.call.startswith("syscall_") else f'.allow("{call.call}")',
     )
+
+
+class Denials(EventLike[Denied]):
+    """What a filter refuses, as it happens: an event is answered by being read.
+
+    A call waits until somebody reads: this object, or the process's own `wait`, `communicate` and `result`.
+
+    Args:
+        listener: The descriptor of an `asking` program; the object owns it from here on.
+        filter: The filter itself, which decides the answer.
+    """
+
+    name: ClassVar[str] = "denials"
+    _prefetch: ClassVar[bool] = False
+
+    def __init__(self, listener: int, filter: Filter) -> None:
+        super().__init__(os.dup(listener))
+        self._notifier = Notifier(listener, nonblock=True)
+        self._filter = filter
+        self.seen: list[Denied] = []
+
+    def _read(self) -> list[Denied]:
+        made = [refuse(notification, self._filter) for notification in self._notifier]
+        self.seen += made
+        return made
+
+    def close(self) -> None:
+        """Close: what still waits is refused with EPERM, what comes later gets ENOSYS."""
+        self._notifier.close()
+        super().close()
 
 
 def _path(call: Emulation) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sandbox._native import ffi, lib
+from sandbox.compiler import Layers
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
 from sandbox.plan import SLOTS_OFFSET, Command, Template
@@ -22,6 +23,7 @@ from sandbox.process import (
     R_HELD,
     R_INIT,
     R_STARTED,
+    Enforced,
     Process,
     Record,
     close_all,
@@ -203,9 +205,10 @@ class Setup:
     Not waiting for anything by itself, it serves the blocking launch and the asyncio one alike.
     """
 
-    def __init__(self, template: Template, command: Command, slots: list[int]) -> None:
+    def __init__(self, template: Template, command: Command, slots: list[int], *, listens: bool = False) -> None:
         self._template = template
         self._command = command
+        self._listens = listens
         self.init_pid = self.init_pidfd = -1
         self.identity = b""
         self.fds: list[int] = []
@@ -236,11 +239,12 @@ class Setup:
             self.identity = record.body
         elif record.type == R_FD:
             self.fds += record.fds
-            return True
+            return self.init_pidfd >= 0 or not self._listens
         elif record.type == R_FAILED:
             close_all(record.fds)
-            raise self._failed(record)
-        return bool(self.identity) and self.init_pidfd >= 0
+            raise self.failed(record)
+        ready = bool(self.fds) if self._listens else bool(self.identity)
+        return ready and self.init_pidfd >= 0
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
@@ -260,7 +264,8 @@ class Setup:
                 )
         return None
 
-    def _failed(self, record: Record) -> SetupError:
+    def failed(self, record: Record) -> SetupError:
+        """Return the error that a record of failure stands for."""
         plan = self._template.plan
         steps = plan.steps
         text = record.body.split(b"\0", 1)[0].decode("utf-8", "replace")
@@ -376,7 +381,8 @@ def start(
     command: Command,
     args: Any,
     slots: list[int],
-    gaps: tuple[str, ...] = (),
+    layers: Layers,
+    listens: bool = False,
 ) -> Process[Any]:
     """Launch a plan; return when its program has been executed.
 
@@ -385,20 +391,26 @@ def start(
         command: What differs from launch to launch.
         args: The command as the caller gave it.
         slots: The descriptors, -1 for none; they stay the caller's. The first two are filled in here.
-        gaps: What the layers cannot cover here.
+        layers: What the plan installs beside what the self-check reads.
+        listens: The filter has a listener: return when it is here, the program is executed when it was asked about.
 
     Raises:
         SetupError: A step failed; the payload has not run and nothing is left behind.
     """
-    setup = Setup(template, command, slots)
+    setup = Setup(template, command, slots, listens=listens)
     try:
         _run_setup(setup)
         setup.reap_stage()
-        enforced = parse_identity(setup.identity, gaps)
+        enforced = parse_identity(setup.identity, layers) if setup.identity else Enforced()
     except BaseException:
         setup.abort()
         raise
-    return Process(args, setup.control, setup.init_pid, setup.init_pidfd, enforced)
+    process: Process[Any] = Process(args, setup.control, setup.init_pid, setup.init_pidfd, enforced)
+    process.layers = layers
+    process.failed = setup.failed
+    if listens:
+        process.listener = setup.fds.pop()
+    return process
 
 
 def build(template: Template, command: Command) -> list[int]:

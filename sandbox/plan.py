@@ -39,6 +39,7 @@ CALLS: Final = (
 OPERATIONS: Final = (
     "clone", "write_proc", "announce", "await_release", "check", "drop_bounding_set", "check_lifeline",
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
+    "seccomp_listen", "write_proc_self",
 )  # fmt: skip
 _NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
 
@@ -62,11 +63,13 @@ class Data(NamedTuple):
         content: Its bytes before the step; a buffer for a result is zeros.
         show: How it prints.
         key: Tells it from others with the same content.
+        pointers: Where in it the addresses of other structures go.
     """
 
     content: bytes
     show: str
     key: int
+    pointers: tuple[tuple[int, "Data"], ...] = ()
 
 
 class Ref(NamedTuple):
@@ -208,10 +211,10 @@ class Program:
         )
         return Ref(self._keys, name)
 
-    def data(self, content: bytes, show: str) -> Data:
+    def data(self, content: bytes, show: str, pointers: tuple[tuple[int, Data], ...] = ()) -> Data:
         """Make a structure that several steps can refer to."""
         self._keys += 1
-        return Data(content, show, self._keys)
+        return Data(content, show, self._keys, pointers)
 
     def slot(self, name: str) -> Slot:
         """Make room for one more descriptor that the launch fills in."""
@@ -359,6 +362,7 @@ class Template:
         self._late: list[tuple[int, str]] = []
         self._data_at: dict[int | bytes, int] = {}
         self._data = bytearray()
+        self._relocations: list[tuple[int, int]] = []
         self._data_base = _HEADER_SIZE + _STEP.size * len(calls)
         steps = bytearray()
         for i, call in enumerate(calls):
@@ -379,6 +383,7 @@ class Template:
             *map(len, plan.segments),
         )
         self._fixed = bytes(_HEADER_SIZE) + bytes(steps) + bytes(self._data)
+        self._fixed_relocations = b"".join(struct.pack("<2I", at, count) for at, count in self._relocations)
 
     def _place(self, content: bytes, key: int | None) -> int:
         known: int | bytes = content if key is None else key
@@ -393,6 +398,18 @@ class Template:
                 self._data += bytes(max(0, 8 - len(content)))
         return at
 
+    def _place_data(self, data: Data) -> int:
+        known = self._data_at.get(data.key)
+        if known is not None:
+            return known
+        content = bytearray(data.content)
+        targets = [(offset, self._place_data(target)) for offset, target in data.pointers]
+        for offset, target in targets:
+            struct.pack_into("<Q", content, offset, target)
+        at = self._place(bytes(content), data.key)
+        self._relocations += [(at + offset, 1) for offset, _ in targets]
+        return at
+
     def _step(self, call: Call, at: int) -> bytes:
         values = [0] * 6
         kinds = [_VALUE] * 6
@@ -404,7 +421,7 @@ class Template:
                     raw = arg.encode("utf-8", "surrogateescape") if isinstance(arg, str) else arg
                     values[i], kinds[i] = self._place(raw + b"\0", None), _DATA
                 case Data():
-                    values[i], kinds[i] = self._place(arg.content, arg.key), _DATA
+                    values[i], kinds[i] = self._place_data(arg), _DATA
                 case Ref():
                     values[i], kinds[i] = self._index[arg.key], _RESULT
                 case Slot():
@@ -415,7 +432,7 @@ class Template:
         store, width = 0, 0
         if call.store is not None:
             data, offset, width = call.store
-            store = self._place(data.content, data.key) + offset
+            store = self._place_data(data) + offset
         expectation, expect = _ANY, 0
         if call.equal is not None:
             expectation, expect = _EQUAL, call.equal
@@ -465,7 +482,7 @@ class Template:
             for at, name in self._late:
                 numbers[at] = places[name]
         relocations = len(out)
-        out += struct.pack("<2I", pointers, count)
+        out += self._fixed_relocations + struct.pack("<2I", pointers, count)
         magic, version, flags, steps, step_count, *segments = self._head
         _HEADER.pack_into(
             out,
@@ -478,7 +495,7 @@ class Template:
             step_count,
             *segments,
             relocations,
-            1,
+            len(self._relocations) + 1,
             self.slots,
             0,
         )

@@ -13,9 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import IO, Any, AnyStr, Final, Generic, NamedTuple, Protocol, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, NamedTuple, Protocol, TypeAlias, cast
 
+from sandbox.compiler import Layers
 from sandbox.errors import CalledProcessError, TimeoutExpired
+
+if TYPE_CHECKING:
+    from sandbox.denials import Denials, Denied
+    from sandbox.notify import Notifier
 
 StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Args: TypeAlias = Sequence[StrOrBytesPath]
@@ -146,6 +151,7 @@ class Result(subprocess.CompletedProcess[AnyStr]):
         usage: Usage = Usage(),  # frozen
         enforced: Enforced = Enforced(),  # frozen
         truncated: bool = False,
+        denied: "tuple[Denied, ...]" = (),
     ) -> None:
         super().__init__(args, returncode, cast("Any", stdout), cast("Any", stderr))
         self.reason = reason
@@ -153,7 +159,7 @@ class Result(subprocess.CompletedProcess[AnyStr]):
         self.usage = usage
         self.enforced = enforced
         self.truncated = truncated
-        self.denied: tuple[Any, ...] = ()
+        self.denied = denied
 
     def __eq__(self, other: object) -> bool:
         """Compare all fields."""
@@ -236,8 +242,8 @@ def _capabilities(mask: int) -> frozenset[str]:
     return frozenset(CAPABILITIES[i] if i < len(CAPABILITIES) else str(i) for i in bits)
 
 
-def parse_identity(body: bytes, gaps: tuple[str, ...] = ()) -> Enforced:
-    """Read the self-check of the payload."""
+def parse_identity(body: bytes, layers: Layers = Layers()) -> Enforced:  # noqa: B008  # a value
+    """Read the self-check of the payload; after it come only the layers that the plan adds, and they did not fail."""
     uid, gid, securebits, no_new_privs, dumpable, seccomp, groups, _, *sets = _IDENTITY.unpack_from(body)
     shown = min(groups, 200)
     known = Struct(f"<{shown}I").unpack_from(body, _IDENTITY.size) if shown else ()
@@ -253,8 +259,11 @@ def parse_identity(body: bytes, gaps: tuple[str, ...] = ()) -> Enforced:
         securebits=securebits,
         no_new_privs=bool(no_new_privs),
         dumpable=bool(dumpable),
-        seccomp_filters=1 if seccomp == 2 else 0,
-        gaps=gaps,
+        seccomp_filters=(1 if seccomp == 2 else 0) + layers.filters,
+        landlock_abi=layers.landlock_abi,
+        landlock_layers=layers.landlock_layers,
+        gaps=layers.gaps,
+        missing=layers.missing,
     )
 
 
@@ -325,6 +334,8 @@ class Process(Generic[AnyStr]):
         stdin: The caller's end of a pipe, or None.
         stdout: Likewise.
         stderr: Likewise.
+        denials: What the filter refuses, as it happens, with `observe()`.
+        notifier: The calls that wait for an answer, with a filter that says Notify.
     """
 
     def __init__(
@@ -339,10 +350,15 @@ class Process(Generic[AnyStr]):
         self.init_pid = init_pid
         self.init_pidfd = init_pidfd
         self.enforced = enforced
+        self.layers = Layers()
         self.returncode: int | None = None
         self.stdin: IO[AnyStr] | None = None
         self.stdout: IO[AnyStr] | None = None
         self.stderr: IO[AnyStr] | None = None
+        self.notifier: Notifier | None = None
+        self.denials: Denials | None = None
+        self.listener = -1
+        self.failed: Callable[[Record], Exception] | None = None
         self._control: Control | None = control
         self._usage = Usage()
         self._reason = Reason.EXITED
@@ -380,14 +396,26 @@ class Process(Generic[AnyStr]):
             self._ended(None)
             return
         close_all(record.fds)
-        if record.type == R_ENDED and record.id == 0:
+        if record.id != 0:
+            return
+        if record.type == R_ENDED:
             self._usage = parse_usage(record.body)
             self._ended(record.value)
+        elif record.type == R_STARTED:
+            # Later than the launch: the program was executed when somebody had answered for it.
+            self.enforced = parse_identity(record.body, self.layers)
+        elif record.type == R_FAILED and self.failed is not None:
+            self._ended(None)
+            raise self.failed(record)
 
     def _wait(self, deadline: float | None) -> bool:
         """Take records until the end; False when the deadline passes first."""
         while self.returncode is None:
             assert self._control is not None
+            if self.denials is not None:
+                if not self._observe(self._control, deadline):
+                    return False
+                continue
             if deadline is not None and not _readable(self._control.fileno(), deadline):
                 return False
             try:
@@ -395,6 +423,24 @@ class Process(Generic[AnyStr]):
             except BlockingIOError:
                 continue
         return True
+
+    def _observe(self, control: Control, deadline: float | None) -> bool:
+        """Answer what the filter refuses, or take a record; False when the deadline passes first."""
+        assert self.denials is not None
+        poller = select.poll()
+        poller.register(control.fileno(), select.POLLIN)
+        poller.register(self.denials.fileno(), select.POLLIN)
+        ready = dict(poller.poll(_milliseconds(deadline)))
+        if control.fileno() in ready:
+            self._take(control.receive(wait=True))
+        elif ready:
+            self.answer()
+        return bool(ready)
+
+    def answer(self) -> None:
+        """Refuse the calls that wait in `denials`."""
+        if self.denials is not None and not self.denials.closed:
+            self.denials._read()
 
     # Popen's interface.
 
@@ -496,6 +542,7 @@ class Process(Generic[AnyStr]):
             detail=self._detail,
             usage=self._usage,
             enforced=self.enforced,
+            denied=() if self.denials is None else tuple(self.denials.seen),
         )
 
     def close_streams(self) -> None:
@@ -512,6 +559,9 @@ class Process(Generic[AnyStr]):
         if self.returncode is None:
             self.kill()
         self.close_streams()
+        for supervised in (self.notifier, self.denials):
+            if supervised is not None:
+                supervised.close()
         if self.init_pidfd >= 0:
             os.close(self.init_pidfd)
             self.init_pidfd = -1
@@ -591,6 +641,9 @@ class Exchange:
         control_fd = control.fileno() if control is not None else -1
         if control_fd >= 0:
             self._poller.register(control_fd, select.POLLIN)
+        denials_fd = -1 if process.denials is None or process.denials.closed else process.denials.fileno()
+        if denials_fd >= 0:
+            self._poller.register(denials_fd, select.POLLIN)
         while process.returncode is None:
             ready = self._poller.poll(_milliseconds(deadline))
             if not ready:
@@ -598,6 +651,8 @@ class Exchange:
             for fd, _ in ready:
                 if fd == control_fd:
                     process._take(cast(Control, control).receive(wait=True))
+                elif fd == denials_fd:
+                    process.answer()
                 elif fd == self._in:
                     self._feed()
                 else:

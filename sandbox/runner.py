@@ -8,8 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, overload
 
 from sandbox import host, launch
-from sandbox.compiler import Caller, Compiled, Spec, Variant, compile_plan, compile_tree, inside_ids
-from sandbox.errors import SetupError, UnsupportedError
+from sandbox.compiler import (
+    Caller,
+    Compiled,
+    Spec,
+    Variant,
+    compile_plan,
+    compile_tree,
+    inside_ids,
+    notifies,
+    preset_filter,
+)
+from sandbox.errors import FilterError, SetupError, UnsupportedError
 from sandbox.plan import Command, Plan, Template, candidates, environment
 from sandbox.process import DEVNULL, PIPE, STDOUT, Args, Process, Result, StrOrBytesPath, decoder, finish
 
@@ -240,6 +250,21 @@ def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
     return ready
 
 
+def _supervise(process: Process[Any], spec: Spec) -> None:
+    """Give a process the object that answers for its filter."""
+    listener, process.listener = process.listener, -1
+    if spec.observe:
+        from sandbox.denials import Denials
+        from sandbox.filters import Filter
+
+        filter = spec.filter if isinstance(spec.filter, Filter) else preset_filter(spec.filter)
+        process.denials = Denials(listener, filter)
+    else:
+        from sandbox.notify import Notifier
+
+        process.notifier = Notifier(listener)
+
+
 class _Streams:
     """The payload's descriptors 0, 1 and 2, and the caller's ends of pipes."""
 
@@ -358,7 +383,7 @@ class Runner:
         )
         command = Command(argv, variables.encoded, candidates(program, variables.path), values)
         try:
-            return launch.start(template, command, args, slots, compiled.gaps)
+            process = launch.start(template, command, args, slots, compiled.layers, compiled.listens)
         except SetupError:
             # Facts of the host may have changed since the plan was compiled.
             self._cache = None
@@ -366,6 +391,9 @@ class Runner:
         finally:
             if claimed >= 0:
                 os.close(claimed)
+        if compiled.listens:
+            _supervise(process, spec)
+        return process
 
     @overload
     def run(
@@ -464,11 +492,19 @@ class Runner:
             data = input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
             if is_text != isinstance(input, str):
                 raise TypeError("input must be str with text, and bytes without")
+        if not self._spec.observe and self._asks():
+            raise FilterError(
+                "this filter says Notify, and run() leaves nobody to answer: use popen() and its notifier"
+            )
         process = self._open(args, stdin, stdout, stderr, 0, None, options)
         result = finish(process, data, timeout, decoder(encoding, errors) if is_text else None)
         if check:
             result.check_returncode()
         return result
+
+    def _asks(self) -> bool:
+        """Say whether the filter has questions for a supervisor."""
+        return not isinstance(self._spec.filter, str | None) and notifies(self._spec.filter.to_bytes())
 
     def _open(
         self,

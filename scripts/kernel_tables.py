@@ -246,7 +246,13 @@ def syscalls(headers, source):
 # ── constants ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def compiler(headers, arch):
     directory, flags = MODELS[arch]
-    include = ["-nostdinc", "-isystem", str(headers / "lib/linux/uapi" / directory), "-isystem", str(headers / "include")]
+    include = [
+        "-nostdinc",
+        "-isystem",
+        str(headers / "lib/linux/uapi" / directory),
+        "-isystem",
+        str(headers / "include"),
+    ]
     return ["cc", "-w", *flags, *include, "-include", "linux/types.h", "-include", "linux/ioctl.h"]
 
 
@@ -283,7 +289,9 @@ def evaluate(headers, arch, header, names):
         program = Path(scratch) / "values.c"
         while names:
             first = f"#include <{header}>\n"
-            program.write_text(first + "".join(f"unsigned long long v_{n} = (unsigned long long)({n});\n" for n in names))
+            program.write_text(
+                first + "".join(f"unsigned long long v_{n} = (unsigned long long)({n});\n" for n in names)
+            )
             run = subprocess.run(
                 [*compiler(headers, arch), "-S", "-o", "-", str(program)], capture_output=True, text=True
             )

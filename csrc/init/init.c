@@ -609,6 +609,15 @@ static _Noreturn void wait_loop(void)
     }
 }
 
+/* Capabilities that the payload keeps are not for PID 1. */
+static void drop_capabilities(void)
+{
+    const uint32_t header[2] = {0x20080522 /* version 3 */, 0};
+    const uint32_t none[6] = {0};
+
+    call2(__NR_capset, header, none);
+}
+
 /* The set-up is done: let go of all that served it. The payload's streams above all, or their readers wait
  * for us. */
 static _Noreturn void be_init(void)
@@ -616,6 +625,7 @@ static _Noreturn void be_init(void)
     int keep[] = {control, lifeline, claim, children_fd, payloads[0].sync};
 
     unmap_plan(plan);
+    drop_capabilities();
     if (!payloads[0].pid || close_except(keep, 5) < 0)
         quit(125);
     settle_if_known(&payloads[0]);

@@ -21,11 +21,13 @@ extern struct plan *plan;
 
 /* The mapping that a payload shares with PID 1: how far it got, also when seccomp forbids it to write. */
 struct shared {
-    volatile uint32_t stage; /* 0: setting up; PAYLOAD_HELD; PAYLOAD_EXECS; PAYLOAD_FAILED */
-    uint32_t reserved;
+    volatile uint32_t stage;   /* 0: setting up; PAYLOAD_HELD; PAYLOAD_EXECS; PAYLOAD_FAILED */
+    volatile int32_t listener; /* 1 + the number; negative: there will be none */
+    volatile uint32_t sent;
     struct record failure;
     struct identity identity;
 };
+enum { TAG_LISTENER = 1 };
 enum { PAYLOAD_HELD = 1, PAYLOAD_EXECS, PAYLOAD_FAILED };
 extern struct shared *shared;
 extern int sync_fd; /* the payload's end of the socket pair with PID 1; closes on exec */
@@ -48,6 +50,9 @@ long await_release(void);
 long check_lifeline(void);
 long spawn(int wait);
 long reset_signals(void);
+
+/* listen.c */
+long install_listening(unsigned flags, const void *program);
 
 /* verify.c */
 long verify(const struct identity *expected, unsigned mask, char *text);

@@ -42,6 +42,8 @@ enum native {
     OP_SEND_FD,        /* (fd, tag): send a descriptor to the launcher */
     OP_END,            /* (): this process has done its work; used by plans that only build something */
     OP_SKIP,           /* (): fails with EAGAIN, which the step tolerates: leaves out the steps that follow */
+    OP_LISTEN, /* (flags, struct sock_fprog): install a filter with a listener, which is sent with tag 1 */
+    OP_WRITE_PROC_SELF, /* (proc fd, name, text, size): write /proc/self/NAME */
     NATIVE_END,
 };
 

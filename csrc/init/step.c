@@ -141,13 +141,19 @@ static char *put_number(char *end, uint64_t value)
     return end;
 }
 
+/* pid 0: of this very process. */
 static long write_proc(int proc, uint64_t pid, const char *name, const char *text, size_t size)
 {
     char path[64], digits[24], *to = path;
     char *from = put_number(digits + sizeof digits, pid);
 
-    while (from < digits + sizeof digits)
-        *to++ = *from++;
+    if (pid) {
+        while (from < digits + sizeof digits)
+            *to++ = *from++;
+    } else {
+        memcpy(to, "self", 4);
+        to += 4;
+    }
     *to++ = '/';
     while (*name && to < path + sizeof path - 1)
         *to++ = *name++;
@@ -306,8 +312,15 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
         return send_fd((int)a[0], (int64_t)a[1]);
     case OP_END:
         quit(0);
+    case OP_WRITE_PROC_SELF:
+        memory = data(a[2], a[3]);
+        return memory && data(a[1], 1) ? write_proc((int)a[0], 0, (const char *)a[1], memory, a[3])
+                                       : -E_FAULT;
     case OP_SKIP:
         return -E_AGAIN;
+    case OP_LISTEN:
+        memory = data(a[1], 16);
+        return memory ? install_listening((unsigned)a[0], memory) : -E_FAULT;
     }
     return -E_NOSYS;
 }

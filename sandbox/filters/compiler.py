@@ -96,7 +96,9 @@ def _costs(length: int, by_arch: Mapping[Arch, Mapping[str, Verdict]], rules: Se
 
 
 # ── layout ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-_Segment: TypeAlias = tuple[int, Target, list[tuple[int, Target]]]  # from where; what follows; single values that differ
+_Segment: TypeAlias = tuple[
+    int, Target, list[tuple[int, Target]]
+]  # from where; what follows; single values that differ
 _Key: TypeAlias = tuple[Target, int]  # a node and the offset of the word that is loaded already, or -1
 
 

@@ -396,5 +396,3 @@ def _split(call: str, more: tuple[Any, ...]) -> tuple[tuple[str, ...], tuple[Con
     if names and conditions:
         raise TypeError("give one call with conditions, or several calls without")
     return (call, *names), conditions
-
-

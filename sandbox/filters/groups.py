@@ -61,9 +61,7 @@ GROUPS: Final[Mapping[str, Group]] = {
         preadv2 pselect6 pwrite64 pwritev pwritev2 read readahead readv select sendfile signalfd signalfd4 splice
         sync_file_range tee timerfd_create timerfd_gettime timerfd_settime vmsplice write writev""",
     ),
-    "@io-uring": _group(
-        "io_uring, whose requests no filter sees", "io_uring_enter io_uring_register io_uring_setup"
-    ),
+    "@io-uring": _group("io_uring, whose requests no filter sees", "io_uring_enter io_uring_register io_uring_setup"),
     "@ipc": _group(
         "System V and POSIX message queues, semaphores, shared memory",
         """mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd semctl
@@ -101,9 +99,7 @@ GROUPS: Final[Mapping[str, Group]] = {
         get_robust_list getpgid getpgrp getpid getppid getsid gettid personality pidfd_open prctl process_mrelease rseq
         rseq_slice_yield sched_yield set_robust_list set_tid_address setpgid setsid vfork wait4 waitid""",
     ),
-    "@raw-io": _group(
-        "ports of the machine", "ioperm iopl pciconfig_iobase pciconfig_read pciconfig_write"
-    ),
+    "@raw-io": _group("ports of the machine", "ioperm iopl pciconfig_iobase pciconfig_read pciconfig_write"),
     "@reboot": _group("restarting and replacing the kernel", "kexec_file_load kexec_load reboot"),
     "@resources": _group(
         "limits, priorities and scheduling",

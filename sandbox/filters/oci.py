@@ -97,9 +97,7 @@ def read(
     return Profile(default, _served(profile, arch), tuple(_rules(entries, default)))
 
 
-def _rules(
-    entries: Mapping[str, list[tuple[Action, tuple[Condition, ...]]]], default: Action
-) -> Iterable[Rule]:
+def _rules(entries: Mapping[str, list[tuple[Action, tuple[Condition, ...]]]], default: Action) -> Iterable[Rule]:
     plain: dict[Action, list[str]] = {}
     conditional: list[Rule] = []
     for name, found in entries.items():
@@ -146,13 +144,13 @@ def _action(entry: Mapping[str, Any], key: str, number_key: str, name_key: str, 
     except ValueError as error:
         raise FilterError(f"{place}: {error}") from None
     if name not in _ACTIONS:
-        raise FilterError(f"{place} has {key} {name!r}; there are {', '.join(_ACTIONS)}, SCMP_ACT_ERRNO, SCMP_ACT_TRACE")
+        raise FilterError(
+            f"{place} has {key} {name!r}; there are {', '.join(_ACTIONS)}, SCMP_ACT_ERRNO, SCMP_ACT_TRACE"
+        )
     return _ACTIONS[name]
 
 
-def _included(
-    entry: Mapping[str, Any], kept: frozenset[str], arch: Arch, kernel: tuple[int, int], place: str
-) -> bool:
+def _included(entry: Mapping[str, Any], kept: frozenset[str], arch: Arch, kernel: tuple[int, int], place: str) -> bool:
     includes, excludes = entry.get("includes") or {}, entry.get("excludes") or {}
     here = _GO_ARCHES[arch]
     if includes.get("arches") and here not in includes["arches"]:
@@ -241,7 +239,9 @@ def write(rules: Sequence[Rule], default: Action, arches: tuple[Arch, ...]) -> d
     profile = {
         **_written(default, "defaultAction", "defaultErrnoRet"),
         "architectures": [name for arch in arches for name, one in _ARCHES.items() if one == arch],
-        "syscalls": [{"names": sorted(names), **_written(action, "action", "errnoRet")} for action, names in plain.items()]
+        "syscalls": [
+            {"names": sorted(names), **_written(action, "action", "errnoRet")} for action, names in plain.items()
+        ]
         + entries,
     }
     _prove(profile, rules, default, arches)
@@ -273,9 +273,7 @@ def _written(action: Action, key: str, number_key: str) -> dict[str, Any]:
 _Facts: TypeAlias = tuple[tuple[int, int, Ranges], ...]  # index, mask, values
 
 
-def _paths(
-    name: str, clauses: Clauses, default: int, facts: _Facts
-) -> Iterable[tuple[int, list[dict[str, Any]]]]:
+def _paths(name: str, clauses: Clauses, default: int, facts: _Facts) -> Iterable[tuple[int, list[dict[str, Any]]]]:
     """Return the answers other than the default, each with comparisons under which it is given."""
     if not clauses[0][0]:
         if clauses[0][1] != default:

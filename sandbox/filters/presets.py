@@ -15,9 +15,7 @@ _EPERM: Final = Errno("EPERM")
 _ENOSYS: Final = Errno("ENOSYS")
 
 # clone(2) cannot make a time namespace: its bit is part of the signal there.
-_NEW_NAMESPACES: Final = (
-    "CLONE_NEWNS|CLONE_NEWCGROUP|CLONE_NEWUTS|CLONE_NEWIPC|CLONE_NEWUSER|CLONE_NEWPID|CLONE_NEWNET"
-)
+_NEW_NAMESPACES: Final = "CLONE_NEWNS|CLONE_NEWCGROUP|CLONE_NEWUTS|CLONE_NEWIPC|CLONE_NEWUSER|CLONE_NEWPID|CLONE_NEWNET"
 
 
 class Preset(NamedTuple):
