@@ -476,7 +476,7 @@ class Notifier_async(EventLike_async[Notification]):  # noqa: N801  # the object
     def __init__(self, listener: int, *, maxsize: int = 0) -> None:
         super().__init__(Notifier(listener, nonblock=True), maxsize)
 
-    def __aiter__(self) -> AsyncIterator[Notification]:  # type: ignore[override]  # an iterator of its own
+    def __aiter__(self) -> AsyncIterator[Notification]:
         """Yield the calls; each is refused when the body of the loop leaves it unanswered."""
         return self._iterate()
 
