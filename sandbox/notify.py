@@ -69,11 +69,15 @@ class _Pending:
         # Weak: a notifier that is dropped with what it has not given out yet must not live on for it.
         self.finalizer = weakref.finalize(self, _dropped, weakref.ref(notifier), id)
 
-    def take(self) -> "Notifier":
-        """Mark as answered and return who sends the answer."""
+    def check(self) -> None:
+        """Raise unless an answer can be given: ValueError when the notifier is closed, whoever answered."""
+        self.notifier.fileno()
         if self.answered:
             raise RuntimeError("this notification is answered already")
-        self.notifier.fileno()
+
+    def take(self) -> "Notifier":
+        """Mark as answered and return who sends the answer."""
+        self.check()
         self.answered = True
         self.finalizer.detach()
         return self.notifier
@@ -182,8 +186,7 @@ class _Answer:
         return seccomp_notif_id_valid(self._pending.notifier.fileno(), self.id)
 
     def _check_open(self) -> None:
-        if self._pending.answered:
-            raise RuntimeError("this notification is answered already")
+        self._pending.check()
 
     def _take(self) -> "Notifier":
         return self._pending.take()
