@@ -234,8 +234,8 @@ class Notification(_Answer):
 
         Raises:
             TypeError: Not a condition.
-            ValueError: A condition on a pointer, which says nothing of what the kernel will find there; or
-                the notifier is closed.
+            ValueError: A condition on a pointer, which says nothing of what the kernel will find there; on an
+                argument that the call does not have (FilterError); or the notifier is closed.
             RuntimeError: It is answered already, or `emulate` was called.
         """
         conditions = (condition, *more)

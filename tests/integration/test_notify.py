@@ -627,7 +627,7 @@ def test_answers_of_all_kinds_kills_and_closing_at_any_moment_leave_nothing_wait
     seen, surprises = [], []
 
     def busy():
-        threads = [threading.Thread(target=lambda: [refused(getppid) for _ in range(200)]) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: [refused(os.getpgid, 0) for _ in range(200)]) for _ in range(4)]
         for one in threads:
             one.start()
         for one in threads:
@@ -659,7 +659,7 @@ def test_answers_of_all_kinds_kills_and_closing_at_any_moment_leave_nothing_wait
             surprises.append(error)
         enough.set()
 
-    with supervised(busy, "getppid") as target:
+    with supervised(busy, "getpgid") as target:
         notifier = Notifier(target.listener)
         handlers = [threading.Thread(target=handle, args=(notifier,)) for _ in range(3)]
         for one in handlers:
