@@ -403,6 +403,8 @@ class Landlock:
             gaps.append("moving and linking files to another directory is refused everywhere (ABI 1)")
         if fs and errata is not None and not errata & 4:
             gaps.append("a directory moved out of a bind mount while in use can widen rights (erratum 3)")
+        if writing & Fs.MAKE_REG and errata is not None and not errata & 8:
+            gaps.append("renaming can leave a whiteout where no file may be made (erratum 4)")
         if net and not net & (Net.BIND_UDP | Net.CONNECT_SEND_UDP):
             gaps.append("UDP is not restricted" + (" (needs ABI 10)" if abi < 10 else ""))
         if net:

@@ -69,11 +69,15 @@ class _Pending:
         # Weak: a notifier that is dropped with what it has not given out yet must not live on for it.
         self.finalizer = weakref.finalize(self, _dropped, weakref.ref(notifier), id)
 
-    def take(self) -> "Notifier":
-        """Mark as answered and return who sends the answer."""
+    def check(self) -> None:
+        """Raise unless an answer can be given: ValueError when the notifier is closed, whoever answered."""
+        self.notifier.fileno()
         if self.answered:
             raise RuntimeError("this notification is answered already")
-        self.notifier.fileno()
+
+    def take(self) -> "Notifier":
+        """Mark as answered and return who sends the answer."""
+        self.check()
         self.answered = True
         self.finalizer.detach()
         return self.notifier
@@ -182,8 +186,7 @@ class _Answer:
         return seccomp_notif_id_valid(self._pending.notifier.fileno(), self.id)
 
     def _check_open(self) -> None:
-        if self._pending.answered:
-            raise RuntimeError("this notification is answered already")
+        self._pending.check()
 
     def _take(self) -> "Notifier":
         return self._pending.take()
@@ -231,8 +234,8 @@ class Notification(_Answer):
 
         Raises:
             TypeError: Not a condition.
-            ValueError: A condition on a pointer, which says nothing of what the kernel will find there; or
-                the notifier is closed.
+            ValueError: A condition on a pointer, which says nothing of what the kernel will find there; on an
+                argument that the call does not have (FilterError); or the notifier is closed.
             RuntimeError: It is answered already, or `emulate` was called.
         """
         conditions = (condition, *more)
@@ -476,7 +479,7 @@ class Notifier_async(EventLike_async[Notification]):  # noqa: N801  # the object
     def __init__(self, listener: int, *, maxsize: int = 0) -> None:
         super().__init__(Notifier(listener, nonblock=True), maxsize)
 
-    def __aiter__(self) -> AsyncIterator[Notification]:  # type: ignore[override]  # an iterator of its own
+    def __aiter__(self) -> AsyncIterator[Notification]:
         """Yield the calls; each is refused when the body of the loop leaves it unanswered."""
         return self._iterate()
 

@@ -178,7 +178,8 @@ def landlock_errata() -> int:
     """Return which faults of the ABI are mended in this kernel; bit N - 1 stands for erratum N.
 
     Erratum 1 (ABI 4): the TCP rights met other stream protocols too. Erratum 2 (ABI 6): the signal scope came
-    between threads of one process. Erratum 3 (ABI 1): directories that were disconnected from their mount.
+    between threads of one process. Erratum 3 (ABI 1): directories that were disconnected from their mount could
+    widen rights. Erratum 4 (ABI 1): renaming left whiteouts without the right to make files.
 
     Returns:
         The bits; 0 also where the kernel cannot tell (before 6.15 and not carried back).

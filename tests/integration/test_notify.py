@@ -7,6 +7,7 @@ import fcntl
 import gc
 import mmap
 import os
+import random
 import resource
 import select
 import signal
@@ -388,7 +389,7 @@ def test_close_refuses_what_waits_and_the_kernel_what_comes_later():
         assert one.answered
         with pytest.raises(ValueError, match="closed"):
             one.valid()
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="closed"):
             one.reply(1)
 
 
@@ -616,6 +617,62 @@ def test_call_by_int_0x80_has_its_own_names():
             assert 64 == target.result()
     finally:
         module.program = before
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_answers_of_all_kinds_kills_and_closing_at_any_moment_leave_nothing_waiting(seed):
+    chance = random.Random(seed)
+    enough = threading.Event()
+    wanted = chance.randrange(1, 300)
+    seen, surprises = [], []
+
+    def busy():
+        threads = [threading.Thread(target=lambda: [refused(os.getpgid, 0) for _ in range(200)]) for _ in range(4)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        return "done"
+
+    def answer(one):
+        seen.append(one.id)
+        if len(seen) >= wanted:
+            enough.set()
+        match chance.randrange(5):
+            case 0:
+                one.reply(1)
+            case 1:
+                one.reply_fd(0, number=100)
+            case 2:
+                one.emulate()
+            case 3:
+                one.proceed(arg(0) >= 0)
+
+    def handle(notifier):
+        try:
+            for one in notifier:
+                answer(one)
+        except ValueError as error:  # closed while it was about to answer
+            if "closed" not in str(error):
+                surprises.append(error)
+        except BaseException as error:
+            surprises.append(error)
+        enough.set()
+
+    with supervised(busy, "getpgid") as target:
+        notifier = Notifier(target.listener)
+        handlers = [threading.Thread(target=handle, args=(notifier,)) for _ in range(3)]
+        for one in handlers:
+            one.start()
+        enough.wait()
+        if seed % 2:
+            target.kill()
+        notifier.close()
+        for one in handlers:
+            one.join(10)
+        assert [False] * 3 == [one.is_alive() for one in handlers]
+        assert [] == surprises
+        assert target.result() in ("done", None)
 
 
 # ── asyncio ──────────────────────────────────────────────────────────────────────────────────────────────

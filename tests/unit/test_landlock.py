@@ -246,6 +246,8 @@ def test_gaps_name_an_unmended_erratum_only_where_it_is_known():
     landlock = Landlock(read=["/"])
     assert any("erratum 3" in gap for gap in landlock.ruleset(7, errata=3).gaps)
     assert not any("erratum" in gap for gap in landlock.ruleset(7, errata=7).gaps)
+    assert any("erratum 4" in gap for gap in Landlock(write=["/"]).ruleset(7, errata=7).gaps)
+    assert not any("erratum" in gap for gap in Landlock(write=["/"]).ruleset(7, errata=15).gaps)
     assert not any("erratum" in gap for gap in landlock.ruleset(7).gaps)
 
 
