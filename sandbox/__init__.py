@@ -1,8 +1,11 @@
 """Build Linux sandboxes and minimal containers in process.
 
-`sandbox.run(["cmd"])` runs one command, safe by default; `Sandbox` describes a sandbox; `sandbox.primitives` are the
-kernel's calls. The names below are the public ones.
+`sandbox.run(["cmd"])` runs one command, safe by default; `Sandbox` describes a sandbox; `sandbox.events` are event-like
+objects over descriptors; `sandbox.primitives` are the kernel's calls. The names below are the public ones.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from sandbox.builder import Network, Sandbox
 from sandbox.errors import (
@@ -20,18 +23,78 @@ from sandbox.plan import Plan, Step
 from sandbox.process import DEVNULL, PIPE, STDOUT, Enforced, Mount, Process, Reason, Result, Usage
 from sandbox.runner import LaunchOptions, PopenOptions, Runner, RunOptions
 
+if TYPE_CHECKING:
+    from sandbox.confinement import confine as confine
+    from sandbox.denials import Denied as Denied
+    from sandbox.filters import (
+        Action as Action,
+        Allow as Allow,
+        Arg as Arg,
+        Condition as Condition,
+        Difference as Difference,
+        Errno as Errno,
+        Filter as Filter,
+        Kill as Kill,
+        KillThread as KillThread,
+        Log as Log,
+        Notify as Notify,
+        Trace as Trace,
+        Trap as Trap,
+        arg as arg,
+    )
+    from sandbox.landlock import Landlock as Landlock, LandlockOptions as LandlockOptions
+    from sandbox.notify import Emulation as Emulation, Notification as Notification
+
+# What most programs do not need is imported when it is first asked for.
+_LATER = {
+    "confine": "confinement",
+    "Denied": "denials",
+    "Emulation": "notify",
+    "Landlock": "landlock",
+    "LandlockOptions": "landlock",
+    "Notification": "notify",
+} | dict.fromkeys(
+    ("Action", "Allow", "Arg", "Condition", "Difference", "Errno", "Filter", "Kill", "KillThread", "Log", "Notify",
+     "Trace", "Trap", "arg"),
+    "filters",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    module = _LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+    return value
+
+
 __all__ = [
-    "DEVNULL",
-    "PIPE",
-    "STDOUT",
+    "Action",
+    "Allow",
+    "Arg",
     "BusyError",
     "CalledProcessError",
     "ClockChanged",
+    "Condition",
+    "DEVNULL",
+    "Denied",
+    "Difference",
+    "Emulation",
     "Enforced",
+    "Errno",
+    "Filter",
     "FilterError",
+    "Kill",
+    "KillThread",
+    "Landlock",
+    "LandlockOptions",
     "LaunchOptions",
+    "Log",
     "Mount",
     "Network",
+    "Notification",
+    "Notify",
+    "PIPE",
     "Plan",
     "PolicyError",
     "PopenOptions",
@@ -40,13 +103,18 @@ __all__ = [
     "Result",
     "RunOptions",
     "Runner",
+    "STDOUT",
     "Sandbox",
     "SandboxError",
     "SetupError",
     "Step",
     "TimeoutExpired",
+    "Trace",
+    "Trap",
     "UnsupportedError",
     "Usage",
+    "arg",
+    "confine",
     "popen",
     "run",
 ]

@@ -515,7 +515,7 @@ class Sandbox(Runner):
             )
         return self._with(filter="default-nesting", filter_origin=".nesting()")
 
-    def landlock(self, ruleset: "Landlock | None | EllipsisType" = ..., /, **rights: "Unpack[LandlockOptions]") -> Self:
+    def landlock(self, ruleset: "Landlock | EllipsisType | None" = ..., /, **rights: "Unpack[LandlockOptions]") -> Self:
         """Add a layer of access rules for files, ports and scopes; with None remove all of them.
 
         The paths are those inside, opened when the sandbox is set up.

@@ -222,12 +222,11 @@ class Notification(_Answer):
         self.call = names_of(arch).get(notif.nr, f"syscall_{notif.nr}") if arch else f"syscall_{notif.nr}"
         self._pending = _Pending(notifier, notif.id)
 
-    def proceed(self, condition: Condition, /, *more: Condition) -> bool:
-        """Let the call run if conditions on its scalar arguments hold.
+    def proceed(self, *conditions: Condition) -> bool:
+        """Let the call run if conditions on its scalar arguments hold; without any, whatever its arguments are.
 
         Args:
-            condition: On an argument that is no pointer: `arg(0) == "AF_UNIX"`.
-            more: Further ones, which must hold as well.
+            conditions: On arguments that are no pointers: `arg(0) == "AF_UNIX"`. All must hold.
 
         Returns:
             Whether they hold and the call runs; if not, it still waits for an answer.
@@ -238,10 +237,9 @@ class Notification(_Answer):
                 argument that the call does not have (FilterError); or the notifier is closed.
             RuntimeError: It is answered already, or `emulate` was called.
         """
-        conditions = (condition, *more)
         self._check_open()
         _require_scalar(self, conditions)
-        if not _hold(self, conditions):
+        if conditions and not _hold(self, conditions):
             return False
         self._take()._send(self.id, flags=SeccompNotifFlags.CONTINUE)
         return True
