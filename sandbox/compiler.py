@@ -6,7 +6,7 @@ and kept; what changes from launch to launch is `Late` or a slot.
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import ENOSYS, EPERM
 from struct import pack
 from typing import Final, Literal, TypeAlias
@@ -16,6 +16,7 @@ from sandbox.kernel import Flag
 from sandbox.plan import Command, Late, Plan, Program, Slot
 from sandbox.rootfs import (
     DEVICE_NODES,
+    Bind,
     Entry,
     Filesystem,
     Layout,
@@ -155,6 +156,8 @@ def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
                 origin=entry.origin,
                 own=not has_root,
             )
+        elif isinstance(entry, Bind) and host.is_file(entry.source):
+            yield replace(entry, is_file=True)
         else:
             yield entry
 
@@ -225,7 +228,8 @@ class _Compiler:
         program.call("await_release")
         if self.caller.privileged:
             program.origin = "user"
-            program.call("prctl", k.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            # The capabilities outlast the uid, in force: what follows needs them, and its end gives them up.
+            program.call("prctl", k.PR_SET_SECUREBITS, k.SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
             program.call("setgroups", 0, 0)
             uid: int | Late = self.uid if self.new_user else Late("host_uid")
             gid: int | Late = self.gid if self.new_user else Late("host_gid")
@@ -240,6 +244,10 @@ class _Compiler:
             program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
         self._root()
         self._names()
+        if "time" in self.spec.new_namespaces:
+            # Children enter it, PID 1 does not: the payload is one.
+            program.origin = "namespaces"
+            program.call("unshare", k.CLONE_NEWTIME)
         self._privileges()
         program.origin = "payload"
         program.call("check_lifeline")

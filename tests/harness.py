@@ -155,8 +155,8 @@ def drop_kept() -> None:
         return
     kept = [*runner._trees._kept.values(), launch._init_program._kept, launch._lifeline and launch._lifeline[1]]
     for one in kept:
-        if one and one.valid():
-            os.close(one.fd)
+        if one is not None:
+            one.close()
     runner._trees._kept.clear()
     launch._init_program._kept = launch._lifeline = None
 
