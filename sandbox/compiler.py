@@ -16,6 +16,7 @@ from sandbox.kernel import Flag
 from sandbox.plan import Command, Data, Late, Plan, Program, Slot
 from sandbox.rootfs import (
     DEVICE_NODES,
+    Bind,
     Entry,
     Filesystem,
     Layout,
@@ -180,6 +181,8 @@ def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
                 origin=entry.origin,
                 own=not has_root,
             )
+        elif isinstance(entry, Bind) and host.is_file(entry.source):
+            yield entry._replace(is_file=True)
         else:
             yield entry
 
@@ -275,7 +278,8 @@ class _Compiler:
         program.call("await_release")
         if self.caller.privileged:
             program.origin = "user"
-            program.call("prctl", k.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            # The capabilities outlast the uid, in force: what follows needs them, and its end gives them up.
+            program.call("prctl", k.PR_SET_SECUREBITS, k.SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
             program.call("setgroups", 0, 0)
             uid: int | Late = self.uid if self.new_user else Late("host_uid")
             gid: int | Late = self.gid if self.new_user else Late("host_gid")
@@ -295,6 +299,10 @@ class _Compiler:
             program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
         self._root()
         self._names()
+        if "time" in self.spec.new_namespaces:
+            # Children enter it, PID 1 does not: the payload is one.
+            program.origin = "namespaces"
+            program.call("unshare", k.CLONE_NEWTIME)
         if self.nested:
             # Since Linux 5.12 a map of uid 0 wants that who made the namespace had CAP_SETFCAP.
             self._privileges(_CAP_SETFCAP if self.uid == 0 else 0, 0)

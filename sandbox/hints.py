@@ -125,6 +125,8 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         origin: The builder call that asked for it.
     """
     if call == "clone":
+        if number == e.EPERM and "CLONE_NEWUSER" not in repr(args[0]):
+            return 'without a user namespace of its own, only root can make a sandbox; leave out share("user")'
         return _clone(number)
     if call == "execve":
         return _execve(str(args[0]), str(args[1]), number)

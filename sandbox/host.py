@@ -1,6 +1,7 @@
 """What the host looks like: the facts that the default root is made of, read when a sandbox is first compiled."""
 
 import os
+import stat
 from collections.abc import Iterator
 
 from sandbox.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
@@ -22,6 +23,14 @@ _COPY_UP_TO = 1 << 20
 def stamp() -> int:
     """Return what changes when an entry of /etc is replaced, so that facts can be read again."""
     return os.stat("/etc").st_mtime_ns
+
+
+def is_file(path: str) -> bool:
+    """Say whether a mount point for this must be a file; what is missing or out of reach counts as a directory."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def system(origin: str) -> Iterator[Entry]:

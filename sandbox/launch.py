@@ -7,8 +7,10 @@ descriptors that they do not know, and fork.
 """
 
 import errno
+import fcntl
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +41,19 @@ def _error(call: str) -> OSError:
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
+# Held while a descriptor that is kept between launches is looked at, made again or given up.
+kept_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """After a fork: the thread that held the lock may not be among us."""
+    global kept_lock
+    kept_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Kept(NamedTuple):
     """A descriptor kept between launches, with what tells it from a stranger that took its number."""
 
@@ -60,6 +75,24 @@ class Kept(NamedTuple):
             return False
         return (status.st_ino, status.st_dev) == (self.inode, self.device)
 
+    def copy(self) -> int | None:
+        """Return a copy of it for the caller to close, which no other thread gives up; None when it is gone."""
+        try:
+            fd = fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return None
+        if Kept.of(fd) == Kept(fd, self.device, self.inode):
+            return fd
+        os.close(fd)
+        return None
+
+    def close(self) -> None:
+        """Close it, unless the number has become somebody else's."""
+        if self.valid():
+            os.close(self.fd)
+
 
 class _InitProgram:
     """The program of PID 1: a sealed memfd where that can be executed, else the installed file."""
@@ -71,15 +104,16 @@ class _InitProgram:
     def fd(self) -> int:
         if self._only_file:
             return -1
-        kept = self._kept
-        if kept is None or not kept.valid():
-            with open(_INIT_PATH, "rb") as stream:
-                program = stream.read()
-            fd = lib.launch_memfd(b"sandbox-init", program, len(program), 0, ffi.NULL, 0, 1)
-            if fd < 0:
-                raise _error("memfd_create")
-            kept = self._kept = Kept.of(fd)
-        return kept.fd
+        with kept_lock:
+            kept = self._kept
+            if kept is None or not kept.valid():
+                with open(_INIT_PATH, "rb") as stream:
+                    program = stream.read()
+                fd = lib.launch_memfd(b"sandbox-init", program, len(program), 0, ffi.NULL, 0, 1)
+                if fd < 0:
+                    raise _error("memfd_create")
+                kept = self._kept = Kept.of(fd)
+            return kept.fd
 
     def refused(self, number: int) -> bool:
         """Say whether to try again with the file: vm.memfd_noexec is 2, or a security module wants a path."""
@@ -98,15 +132,16 @@ def _own_pidfd() -> int:
     """Return a pidfd of this very process: PID 1 ends when it does. After a fork it is another process."""
     global _lifeline
     pid = os.getpid()
-    if _lifeline is not None and _lifeline[0] == pid and _lifeline[1].valid():
-        return _lifeline[1].fd
-    fd: int = lib.launch_pidfd_self()
-    if fd < 0:
-        raise _error("pidfd_open")
-    if _lifeline is not None and _lifeline[0] != pid and _lifeline[1].valid():
-        os.close(_lifeline[1].fd)
-    _lifeline = pid, Kept.of(fd)
-    return fd
+    with kept_lock:
+        if _lifeline is not None and _lifeline[0] == pid and _lifeline[1].valid():
+            return _lifeline[1].fd
+        fd: int = lib.launch_pidfd_self()
+        if fd < 0:
+            raise _error("pidfd_open")
+        if _lifeline is not None:
+            _lifeline[1].close()
+        _lifeline = pid, Kept.of(fd)
+        return fd
 
 
 _EAGAIN, _EINTR, _ECONNRESET = -errno.EAGAIN, -errno.EINTR, -errno.ECONNRESET

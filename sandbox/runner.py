@@ -1,6 +1,7 @@
 """`Runner`: what can run a command, with the words of subprocess; and the launch of a compiled sandbox."""
 
 import errno
+import fcntl
 import io
 import os
 import sys
@@ -21,7 +22,7 @@ from sandbox.compiler import (
 )
 from sandbox.errors import FilterError, SetupError, UnsupportedError
 from sandbox.plan import Command, Plan, Template, candidates, environment
-from sandbox.process import DEVNULL, PIPE, STDOUT, Args, Process, Result, StrOrBytesPath, decoder, finish
+from sandbox.process import DEVNULL, PIPE, STDOUT, Args, Process, Result, StrOrBytesPath, close_all, decoder, finish
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -163,7 +164,11 @@ class _Trees:
 
     def get(self, tree: "Tree", who: Caller) -> "launch.Kept | None":
         """Return a tree's descriptor; None when this kernel cannot clone detached trees."""
-        key = tree, who
+        with launch.kept_lock:
+            return self._get((tree, who))
+
+    def _get(self, key: "tuple[Tree, Caller]") -> "launch.Kept | None":
+        tree, who = key
         kept = self._kept.pop(key, None)
         if kept is None or not kept.valid():
             ids = (
@@ -178,9 +183,7 @@ class _Trees:
             kept = launch.Kept.of(fd)
         self._kept[key] = kept
         while len(self._kept) > _MAX_TREES:
-            oldest = self._kept.pop(next(iter(self._kept)))
-            if oldest.valid():
-                os.close(oldest.fd)
+            self._kept.pop(next(iter(self._kept))).close()
         return kept
 
 
@@ -265,33 +268,59 @@ def _supervise(process: Process[Any], spec: Spec) -> None:
         process.notifier = Notifier(listener)
 
 
+def _prepared(cache: _Cache, spec: Spec, variant: Variant) -> tuple[_Ready, int]:
+    """Return what serves a launch, with a copy of its tree's descriptor, -1 for none, for the caller to close."""
+    ready = cache.ready.get(variant)
+    while True:
+        if ready is None:
+            ready = _prepare(cache, spec, variant)
+        if ready.tree is None:
+            return ready, -1
+        tree = ready.tree.copy()
+        if tree is not None:
+            return ready, tree
+        ready = None  # given up, or closed by the caller: made again
+
+
 class _Streams:
     """The payload's descriptors 0, 1 and 2, and the caller's ends of pipes."""
 
     def __init__(self) -> None:
         self.ours: list[int] = []  # closed when the launch is over
+        self.pipes: list[int] = []  # those of them that are pipes
         self.parent: dict[str, int] = {}
         self.child: list[int] = []
 
     def add(self, name: str, stream: Stream) -> None:
         if stream is None:
-            self.child.append({"stdin": 0, "stdout": 1, "stderr": 2}[name])
+            number = {"stdin": 0, "stdout": 1, "stderr": 2}[name]
+            # A caller who has closed its own has nothing to hand on.
+            self.child.append(number if _is_open(number) else self._null())
         elif isinstance(stream, int) and stream == PIPE:
-            read_end, write_end = os.pipe()
+            read_end, write_end = map(_above, os.pipe())
             mine, theirs = (write_end, read_end) if name == "stdin" else (read_end, write_end)
             self.parent[name] = mine
             self.ours.append(theirs)
+            self.pipes.append(theirs)
             self.child.append(theirs)
         elif isinstance(stream, int) and stream == DEVNULL:
-            fd = os.open(os.devnull, os.O_RDWR)
-            self.ours.append(fd)
-            self.child.append(fd)
+            self.child.append(self._null())
         elif isinstance(stream, int) and stream == STDOUT:
             if name != "stderr":
                 raise ValueError("STDOUT can only be used for stderr")
             self.child.append(self.child[1])
         else:
             self.child.append(_fd(stream, name))
+
+    def _null(self) -> int:
+        fd = _above(os.open(os.devnull, os.O_RDWR))
+        self.ours.append(fd)
+        return fd
+
+    def give_pipes(self, uid: int, gid: int) -> None:
+        """Let the payload's user open /dev/stdout: a pipe made by root is root's alone."""
+        for fd in self.pipes:
+            os.fchown(fd, uid, gid)
 
     def close_child(self) -> None:
         for fd in self.ours:
@@ -304,17 +333,39 @@ class _Streams:
         self.parent = {}
 
 
+def _above(fd: int) -> int:
+    """Move a descriptor of ours out of the way of the standard streams, should the caller have closed those."""
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
+
+
 def _fd(stream: Any, name: str) -> int:
     if isinstance(stream, bool) or not (isinstance(stream, int) or hasattr(stream, "fileno")):
         raise TypeError(f"{name} must be a descriptor, a file, PIPE, DEVNULL or None, not {type(stream).__name__}")
     fd: int = stream if isinstance(stream, int) else stream.fileno()
     if fd < 0:
         raise ValueError(f"{name} must be a descriptor of at least 0, got {fd}")
+    # A closed number could become one of the launch's own before the payload gets it.
+    fcntl.fcntl(fd, fcntl.F_GETFD)
     return fd
 
 
 def _extra_fds(pass_fds: Iterable[int], fds: Mapping[int, Fd]) -> dict[int, int]:
-    extra = {fd: fd for fd in pass_fds} | {inside: _fd(outside, "fds") for inside, outside in fds.items()}
+    extra = {fd: _fd(fd, "pass_fds") for fd in pass_fds} | {
+        inside: _fd(outside, "fds") for inside, outside in fds.items()
+    }
     for inside in extra:
         if isinstance(inside, bool) or not isinstance(inside, int):
             raise TypeError(f"fds must map numbers to descriptors, got {inside!r}")
@@ -357,9 +408,7 @@ class Runner:
             cache = self._cache = _Cache(spec, uid, gid, stamp)
         variables = cache.env if env is None else Environment(env)
         variant = Variant(tuple(extra), cwd=inside_cwd) if extra or inside_cwd is not None else _PLAIN
-        ready = cache.ready.get(variant)
-        if ready is None or (ready.tree is not None and not ready.tree.valid()):
-            ready = _prepare(cache, spec, variant)
+        ready, tree = _prepared(cache, spec, variant)
         compiled, template = ready.compiled, ready.template
         if plan is not None:
             compiled, template = compile_plan(spec, cache.who, variant), Template(plan)
@@ -367,30 +416,30 @@ class Runner:
         slots[3:6] = streams.child
         for number, slot in compiled.fd_slots.items():
             slots[slot.number] = extra[number]
-        if compiled.tree_slot is not None and ready.tree is not None:
-            slots[compiled.tree_slot.number] = ready.tree.fd
+        if compiled.tree_slot is not None:
+            slots[compiled.tree_slot.number] = tree
         claimed = -1
-        if cache.who.privileged and not spec.host_root:
-            uid, claimed = _claim_host_id()
-            gid = uid
-            slots[2] = claimed
-        inside_uid, inside_gid = cache.inside
-        values = (
-            ("uid_map", b"%d %d 1\n" % (inside_uid, uid)),
-            ("gid_map", b"%d %d 1\n" % (inside_gid, gid)),
-            ("host_uid", uid),
-            ("host_gid", gid),
-        )
-        command = Command(argv, variables.encoded, candidates(program, variables.path), values)
         try:
+            if cache.who.privileged and not spec.host_root:
+                uid, claimed = _claim_host_id()
+                gid = uid
+                slots[2] = claimed
+                streams.give_pipes(uid, gid)
+            inside_uid, inside_gid = cache.inside
+            values = (
+                ("uid_map", b"%d %d 1\n" % (inside_uid, uid)),
+                ("gid_map", b"%d %d 1\n" % (inside_gid, gid)),
+                ("host_uid", uid),
+                ("host_gid", gid),
+            )
+            command = Command(argv, variables.encoded, candidates(program, variables.path), values)
             process = launch.start(template, command, args, slots, compiled.layers, compiled.listens)
         except SetupError:
             # Facts of the host may have changed since the plan was compiled.
             self._cache = None
             raise
         finally:
-            if claimed >= 0:
-                os.close(claimed)
+            close_all([fd for fd in (claimed, tree) if fd >= 0])
         if compiled.listens:
             _supervise(process, spec)
         return process

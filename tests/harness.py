@@ -152,8 +152,22 @@ def children() -> set[int]:
     return found
 
 
+def drop_kept() -> None:
+    """Close the descriptors that the library keeps between launches, so that only a leak is left to be seen."""
+    launch, runner = sys.modules.get("sandbox.launch"), sys.modules.get("sandbox.runner")
+    if launch is None or runner is None:
+        return
+    kept = [*runner._trees._kept.values(), launch._init_program._kept, launch._lifeline and launch._lifeline[1]]
+    for one in kept:
+        if one is not None:
+            one.close()
+    runner._trees._kept.clear()
+    launch._init_program._kept = launch._lifeline = None
+
+
 def footprint(settle: Footprint | None = None) -> Footprint:
     """Look at what this process holds; with `settle`, wait up to 2 s for the end of what is ending."""
+    drop_kept()
     deadline = time.monotonic() + 2
     while True:
         with open("/proc/self/mountinfo") as stream:

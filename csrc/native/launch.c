@@ -29,6 +29,22 @@
 #endif
 
 /*
+ * Numbers 0 to 2 are the caller's standard streams, also while they are closed: a descriptor of ours there would
+ * be handed to a payload that inherits them. Where no other number is left, it stays, and the launch fails for
+ * want of descriptors anyway.
+ */
+static int launch_above(int fd)
+{
+    if (fd < 0 || fd > 2)
+        return fd;
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (moved < 0)
+        return fd;
+    close(fd);
+    return moved;
+}
+
+/*
  * A sealed memfd with the content, and the slots written over it. executable: for execveat; otherwise it can
  * never be executed.
  */
@@ -40,6 +56,7 @@ static int launch_memfd(const char *name, const char *content, size_t size, size
 
     if (fd < 0 && errno == EINVAL) /* before 6.3 */
         fd = memfd_create(name, flags);
+    fd = launch_above(fd);
     if (fd < 0)
         return -1;
     for (size_t done = 0; done < size;) {
@@ -160,6 +177,8 @@ static int launch_spawn(int init_fd, const char *init_path, const char *image, s
         pid = clone(launch_child, stack + LAUNCH_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD,
                     &child, pidfd);
         error = pid < 0 ? errno : child.error;
+        if (pid > 0)
+            *pidfd = launch_above(*pidfd);
         if (pid > 0 && error) {
             siginfo_t info;
             while (waitid(P_PIDFD, (id_t)*pidfd, &info, WEXITED) < 0 && errno == EINTR)
@@ -182,6 +201,8 @@ static int launch_socketpair(int *pair)
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return -1;
+    pair[0] = launch_above(pair[0]);
+    pair[1] = launch_above(pair[1]);
     return setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 }
 
@@ -211,6 +232,8 @@ static int launch_receive(int channel, struct launch_message *received, int flag
             continue;
         received->fd_count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
         memcpy(received->fds, CMSG_DATA(c), sizeof(int) * (size_t)received->fd_count);
+        for (int i = 0; i < received->fd_count; i++)
+            received->fds[i] = launch_above(received->fds[i]);
     }
     return (int)size;
 }
@@ -239,14 +262,14 @@ static int launch_send(int channel, const char *record, const int *fds, int fd_c
 
 static int launch_pidfd_self(void)
 {
-    return (int)syscall(SYS_pidfd_open, getpid(), 0);
+    return launch_above((int)syscall(SYS_pidfd_open, getpid(), 0));
 }
 
 /* Hold a name for as long as the descriptor lives: bind an abstract socket. EADDRINUSE: somebody has it. */
 static int launch_claim(const char *name, size_t size)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int fd = launch_above(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
 
     if (fd < 0)
         return -1;

@@ -1,0 +1,201 @@
+"""Every step of every kind of plan fails in turn: the error names it, the payload never runs, nothing is left."""
+
+import errno
+import os
+
+import harness
+import plans
+import pytest
+
+from sandbox import DEVNULL, Sandbox, SetupError, compiler, launch, runner
+from sandbox.plan import Command, Template
+
+pytestmark = pytest.mark.needs_userns
+
+
+def sandboxes(path):
+    """Return sandboxes whose plans hold every kind of step."""
+    data = path / "data"
+    data.mkdir(exist_ok=True)
+    (data / "sub").mkdir(exist_ok=True)
+    (data / "file").write_text("x")
+    canary = Sandbox().bind(path / "canary", "/canary")
+    return {
+        "default": canary,
+        "builder": (
+            canary.bind_readonly(data, "/data")
+            .bind(data / "sub", "/some", optional=True)
+            .bind_readonly(data, "/opt/deep/er")
+            .tmpfs("/scratch", size="1M", inodes=100, mode=0o700)
+            .bind(data, "/scratch/a/b")
+            .file("/etc/app.conf", b"debug=1\n", mode=0o444)
+            .file("/scratch/c/d", "text")
+            .dir("/var/lib/x", mode=0o700)
+            .dir("/scratch/e", mode=0o700)
+            .symlink("/data", "/current")
+            .symlink("/data", "/scratch/f")
+            .mask("/usr/share/doc")
+            .mask("/etc/passwd")
+            .remount_readonly("/scratch/a/b")
+            .hostname("h")
+            .domainname("d")
+            .cwd("/scratch")
+            .dev(shm="1M")
+            .proc("/proc2", subset="pid")
+        ),
+        "host network": canary.network("host"),
+        "no network": canary.network("none"),
+        "shared": canary.share("ipc", "uts", "cgroup", "net"),
+        "as root inside": canary.user(0),
+    }
+
+
+NAMES = ("default", "builder", "host network", "no network", "shared", "as root inside")
+RAN = ["/bin/sh", "-c", "echo ran >/canary/ran"]
+
+
+def reached(plan):
+    """Return the numbers of the steps that a run makes: a mask has steps for a directory and others for a file."""
+    numbers, left_out = [], 0
+    for number, (_, call) in enumerate(plan.calls(), 1):
+        if left_out:
+            left_out -= 1
+            continue
+        numbers.append(number)
+        if call.call == "skip" or (errno.ENOTDIR in call.tolerate and "passwd" in call.origin):
+            left_out = call.skip
+    return numbers
+
+
+def fail_step(sandbox, plan, number, canary):
+    """Let one step fail, and look at the error and the canary."""
+    _, call = list(plan.calls())[number - 1]
+    error = plans.plausible(call)
+    with pytest.raises(SetupError) as caught:
+        plans.launch(sandbox, RAN, plan=plan.with_fault(number, error))
+    told = caught.value
+    assert (number, error, call.origin) == (told.step, told.errno, told.origin), f"{call}"
+    assert len(plan.steps) == told.steps
+    assert call.call in told.call
+    assert isinstance(told, type(OSError(error, "")))
+    assert [] == os.listdir(canary), f"the payload ran: {call}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_step_fails_in_turn_and_nothing_runs_or_stays(name, tmp_path):
+    canary = tmp_path / "canary"
+    canary.mkdir(mode=0o777)
+    canary.chmod(0o777)
+    tmp_path.chmod(0o755)
+    sandbox = sandboxes(tmp_path)[name]
+    plan = sandbox.plan(RAN)
+    before = harness.footprint()
+    # The first steps of the plan repeat those of the default; the whole of it is gone through once.
+    numbers = [number for number in reached(plan) if plan.steps[number - 1].call != "skip"]
+    if name not in {"default", "builder"}:
+        default = {(s.call, s.args, s.origin) for s in sandboxes(tmp_path)["default"].plan(RAN).steps}
+        numbers = [s.number for s in plan.steps if (s.call, s.args, s.origin) not in default]
+        numbers += [s.number for s in plan.steps if s.call in {"clone", "fork_payload", "execve", "verify"}]
+    for number in numbers:
+        fail_step(sandbox, plan, number, canary)
+    assert before == harness.footprint(settle=before)
+    # The positive control: without a fault the same plan runs the payload.
+    with plans.launch(sandbox, RAN, plan=plan) as process:
+        assert 0 == process.wait()
+    assert ["ran"] == os.listdir(canary)
+
+
+def test_each_step_of_a_root_file_system_fails_in_turn(tmp_path):
+    root = tmp_path / "root"
+    for name in ("bin", "dev", "proc", "tmp", "canary", "data"):
+        (root / name).mkdir(parents=True)
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    canary.chmod(0o777)
+    tmp_path.chmod(0o755)
+    busybox = harness.find_program("busybox")
+    if busybox is None:
+        pytest.skip("needs the program busybox")
+    os.symlink("busybox", root / "bin/sh")
+    (root / "bin/busybox").write_bytes(b"")
+    sandbox = (
+        Sandbox()
+        .rootfs(root)
+        .bind_readonly(busybox, "/bin/busybox")
+        .bind(canary, "/canary")
+        .tmpfs("/data")
+        .file("/data/x", "y")
+        .mask("/bin")
+        .remount_readonly("/tmp")
+    )
+    plan = sandbox.plan(RAN)
+    for number in reached(plan):
+        if plan.steps[number - 1].call != "skip":
+            fail_step(sandbox, plan, number, canary)
+    unmasked = Sandbox().rootfs(root).bind_readonly(busybox, "/bin/busybox").bind(canary, "/canary")
+    with plans.launch(unmasked, RAN) as process:
+        assert 0 == process.wait()
+    assert ["ran"] == os.listdir(canary)
+
+
+def test_fault_of_a_launch_leaves_no_claimed_id_and_no_memfd():
+    sandbox = Sandbox()
+    plan = sandbox.plan(["true"])
+    plans.launch(sandbox, ["true"]).close()  # init's program and the lifeline are kept from here on
+    before, claims = harness.footprint(), plans.abstract_claims()
+    for step in plan.steps[::17]:
+        with pytest.raises(SetupError):
+            plans.launch(sandbox, ["true"], plan=plan.with_fault(step.number, errno.EPERM))
+    assert before == harness.footprint(settle=before)
+    assert not plans.abstract_claims() - claims
+
+
+def test_tolerated_errno_is_no_failure_and_skips_what_needs_the_result(tmp_path):
+    sandbox = Sandbox().bind(tmp_path / "gone", "/gone", optional=True)
+    plan = sandbox.plan(["true"])
+    tolerant = [
+        (number, error)
+        for number, (_, call) in enumerate(plan.calls(), 1)
+        for error in call.tolerate
+        if call.call in {"open_tree", "keyctl"}
+    ]
+    assert len(tolerant) > 3
+    for number, error in tolerant:
+        with plans.launch(sandbox, ["true"], plan=plan.with_fault(number, error)) as process:
+            assert 0 == process.wait()
+
+
+def test_every_step_of_the_cached_tree_may_fail_and_the_launch_works_all_the_same():
+    sandbox = Sandbox()
+    who = runner.caller(sandbox._spec)
+    tree = compiler.compile_plan(sandbox._spec, who, compiler.Variant()).tree
+    plan = compiler.compile_tree(tree, who)
+    ids = (("uid_map", f"{who.uid} {who.uid} 1\n".encode()), ("gid_map", f"{who.gid} {who.gid} 1\n".encode()))
+    before = harness.footprint()
+    for number, (_, call) in enumerate(plan.calls(), 1):
+        with pytest.raises(SetupError) as caught:
+            launch.build(Template(plan.with_fault(number, plans.plausible(call))), Command(values=ids))
+        assert number == caught.value.step
+    assert before == harness.footprint(settle=before)
+    (fd,) = launch.build(Template(plan), Command(values=ids))
+    os.close(fd)
+
+
+def test_kept_tree_that_cannot_be_built_is_done_without(monkeypatch):
+    def broken(tree, who):
+        plan = compiler.compile_tree(tree, who)
+        return plan.with_fault(len(plan.steps) - 2, errno.EINVAL)
+
+    monkeypatch.setattr(runner, "compile_tree", broken)
+    sandbox = Sandbox().file("/etc/of-this-test", str(os.getpid()))
+    for _ in range(3):
+        assert 0 == sandbox.run(["true"], stdout=DEVNULL).returncode
+
+
+def test_set_up_works_again_after_a_failure():
+    sandbox = Sandbox()
+    plan = sandbox.plan(["true"])
+    for _ in range(2):
+        with pytest.raises(SetupError):
+            plans.launch(sandbox, ["true"], plan=plan.with_fault(1, errno.EMFILE))
+        assert 0 == sandbox.run(["true"]).returncode
