@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast, get_args
 from sandbox.builder import Sandbox
 
 Subcommand = Literal["run", "plan"]
+_MOST: Final = 16 << 20
 SUBCOMMANDS: Final[tuple[Subcommand, ...]] = get_args(Subcommand)
 
 
@@ -198,7 +199,7 @@ def _file(draft: Draft, value: str) -> None:
         data = os.fsencode(content[1:])
     elif content.startswith("@"):
         with open(content[1:], "rb") as stream:
-            data = stream.read()
+            data = stream.read(_MOST + 1)  # the builder refuses more; /dev/zero has no end
     else:
         data = os.fsencode(content)
     draft.box = draft.box.file(target, data, mode=number(mode, "the mode", 8) if mode else 0o644)

@@ -160,6 +160,7 @@ def test_parse_format_belongs_to_plan_only() -> None:
         (["--proc=/p:subset=all", "true"], "subset must be"),
         (["--file", "/f", "true"], "DST=TEXT or DST=@FILE"),
         (["--file", "f=x", "true"], "absolute path"),
+        (["--file", "/f=@/dev/zero", "true"], "at most 16 MiB"),
         (["--dir", "/d:8", "true"], "octal"),
         (["--dir", "/d:7777", "true"], "no set-id bits"),
         (["--symlink", "/x", "true"], "TO:DST"),
