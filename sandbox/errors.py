@@ -65,7 +65,7 @@ class SetupError(SandboxError, OSError):
     def __new__(cls, errno: int = 0, *_: object, **__: object) -> Self:
         """Pick the class that is also the OSError subclass of `errno`."""
         made = _setup_error_class(errno) if cls is SetupError else cls
-        return cast(Self, OSError.__new__(made, errno, ""))
+        return cast(Self, OSError.__new__(made, errno, os.strerror(errno)))
 
     def __init__(
         self,

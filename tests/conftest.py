@@ -69,9 +69,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy's Result, sent into the generator
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("SANDBOX_MUST_RUN") == "1":
-        report.outcome = "failed"
-        report.longrepr = f"SANDBOX_MUST_RUN=1, and this test was skipped: {report.longrepr}"
+    # 1: no test may be skipped; otherwise a regular expression for the reasons that count as failures here.
+    must_run = os.environ.get("SANDBOX_MUST_RUN")
+    if report.skipped and not hasattr(report, "wasxfail") and must_run:
+        if must_run == "1" or re.search(must_run, str(report.longrepr)):
+            report.outcome = "failed"
+            report.longrepr = f"SANDBOX_MUST_RUN={must_run}, and this test was skipped: {report.longrepr}"
 
 
 @pytest.fixture(autouse=True)

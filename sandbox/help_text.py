@@ -1,0 +1,95 @@
+"""What `--help` prints: short, grouped, at most 80 columns."""
+
+import os
+import re
+from typing import Final, TextIO
+
+from sandbox.options import GROUPS, Subcommand
+
+_COLUMN: Final = 30
+
+_TOP: Final = """\
+Run commands in Linux sandboxes.
+
+**usage:** sandbox **run** [options] -- COMMAND    run a command in a new sandbox
+       sandbox **plan** [options] -- COMMAND   print the system calls, run nothing
+       sandbox **--version** | **--help**
+
+sandbox run --help lists the options.
+"""
+
+_USAGE: Final[dict[Subcommand, str]] = {
+    "run": """\
+Run a command in a new sandbox.
+
+**usage:** sandbox run [options] -- COMMAND [ARGUMENT...]
+
+Without options the command has a read-only /usr, the part of /etc that
+programs need, a private /tmp, /dev and /proc, no network but its own loopback,
+a clean environment and no privilege. Its input and output are yours.
+
+**Examples**
+  sandbox run -- python3 -c 'print(6*7)'
+  sandbox run --bind .:/src --cwd /src -- make -j2
+  sandbox run --rootfs /srv/alpine --network host -- apk update
+  sandbox run --env HOME=/root --file /root/.profile=@profile -- sh -l
+""",
+    "plan": """\
+Print the system calls that `sandbox run` would make, in order. Nothing runs.
+
+**usage:** sandbox plan [options] -- COMMAND [ARGUMENT...]
+
+**Examples**
+  sandbox plan -- true
+  sandbox plan --format json --bind /srv:/data -- make | jq .steps[].call
+""",
+}
+
+_END: Final[dict[Subcommand, str]] = {
+    "run": """\
+**More words after a value**
+  --bind SRC:DST:optional,noexec,dev    skip a missing SRC; forbid programs on
+                                        it; let device nodes on it work
+  --bind SRC::optional                  the same without a DST
+  --tmpfs DST:64M,mode=1777,inodes=100,noexec
+  --proc=/proc:hidepid,subset=pid       --dev=/dev:shm=64M
+  --file DST:0600=TEXT                  text that starts with @ is written @@
+  A colon or = that belongs to a path is written \\: or \\=.
+
+**Exit status**
+  that of the command; 128+N when signal N ended it; 127 when there is no such
+  program, 126 when it cannot be executed; 125 when the sandbox could not be
+  made; 124 after --timeout. SIGINT, SIGTERM and SIGHUP are passed on; after a
+  second one, or 5 seconds, everything inside is ended.
+""",
+    "plan": """\
+sandbox run --help says more about the options' values.
+""",
+}
+
+
+def _colours(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def text(subcommand: Subcommand | None, stream: TextIO) -> str:
+    """Return the help of a subcommand, or of the whole command, for a stream."""
+    if subcommand is None:
+        return _marked(_TOP, _colours(stream))
+    lines = [_USAGE[subcommand]]
+    for title, group in GROUPS:
+        lines.append(f"**{title}**")
+        for option in group:
+            if option.only is not None and option.only != subcommand:
+                continue
+            value = option.value if option.value.startswith("[") or not option.value else f" {option.value}"
+            space = " " * (_COLUMN - len(option.name) - len(value) - 2)
+            lines.append(f"  **{option.name}**{value}{space}{option.text}")
+        lines.append("")
+    lines.append(_END[subcommand])
+    return _marked("\n".join(lines), _colours(stream))
+
+
+def _marked(text: str, colours: bool) -> str:
+    """Make what stands between double asterisks bold, where the stream shows that."""
+    return re.sub(r"\*\*(.+?)\*\*", "\033[1m\\1\033[m" if colours else r"\1", text)

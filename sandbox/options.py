@@ -1,0 +1,385 @@
+"""The options of the command line: each is a method of `Sandbox`, and their order is kept.
+
+One table says it all: what an option is called, what it takes, what it does and how the help describes it.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, cast, get_args
+
+from sandbox.builder import Sandbox
+
+Subcommand = Literal["run", "plan"]
+_MOST: Final = 16 << 20
+SUBCOMMANDS: Final[tuple[Subcommand, ...]] = get_args(Subcommand)
+
+
+class OptionError(ValueError):
+    """The command line says something wrong; the message is for the person who typed it."""
+
+
+class Draft:
+    """What the options have said so far.
+
+    Attributes:
+        box: The sandbox.
+        user: Keyword arguments of `Sandbox.user`, which takes them together.
+        timeout: Seconds, or None.
+        format: Of the plan.
+        command: Program and arguments.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.box = Sandbox()
+        self.user: dict[str, Any] = {}
+        self.timeout: float | None = None
+        self.format = "text"
+        self.command: list[str] = []
+
+
+class Option:
+    """One option.
+
+    Args:
+        name: With its dashes.
+        value: What it takes, as the help shows it; "" for nothing; "[=X]" for what can only follow an equals sign.
+        text: What the help says.
+        apply: Does it.
+        only: The subcommand that has it, when not all do.
+    """
+
+    __slots__ = ("apply", "name", "only", "text", "value")
+
+    def __init__(
+        self,
+        name: str,
+        value: str,
+        text: str,
+        apply: Callable[[Draft, str], None],
+        only: Subcommand | None = None,
+    ) -> None:
+        self.name = name
+        self.value = value
+        self.text = text
+        self.apply = apply
+        self.only = only
+
+
+# ── the words of a value ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cut(text: str, separator: str) -> tuple[str, str | None]:
+    """Cut at the first separator that no backslash precedes; neither part is unescaped."""
+    escaped = False
+    for i, letter in enumerate(text):
+        if letter == separator and not escaped:
+            return text[:i], text[i + 1 :]
+        escaped = letter == "\\" and not escaped
+    return text, None
+
+
+def plain(text: str) -> str:
+    r"""Take away the backslashes that made `:`, `=` and `\` plain text; any other backslash is one."""
+    result = ""
+    letters = iter(text)
+    for letter in letters:
+        if letter == "\\":
+            following = next(letters, "")
+            letter = following if following and following in ":=\\" else letter + following
+        result += letter
+    return result
+
+
+def fields(text: str, most: int) -> list[str]:
+    """Split at colons into at most so many parts, and make them plain; missing ones are empty.
+
+    Raises:
+        OptionError: There are more.
+    """
+    parts = []
+    rest: str | None = text
+    while rest is not None:
+        part, rest = cut(rest, ":")
+        parts.append(plain(part))
+    if len(parts) > most:
+        raise OptionError(f"{text!r} has {len(parts)} parts where at most {most} are taken")
+    return parts + [""] * (most - len(parts))
+
+
+def _flags(text: str, names: Sequence[str]) -> dict[str, str]:
+    """Read words between commas, some with a value."""
+    found = {}
+    for word in text.split(",") if text else ():
+        name, equals, value = word.partition("=")
+        if name + equals not in names:
+            known = ", ".join(name + "..." if name.endswith("=") else name for name in names)
+            raise OptionError(f"{word!r} is none of {known}")
+        found[name] = value
+    return found
+
+
+def number(text: str, what: str, base: int = 10) -> int:
+    """Read a number.
+
+    Raises:
+        OptionError: It is none.
+    """
+    try:
+        return int(text, base)
+    except ValueError:
+        kind = "an octal number" if base == 8 else "a number"
+        raise OptionError(f"{what} must be {kind}, got {text!r}") from None
+
+
+# ── what the options do ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _bind(method: Literal["bind", "bind_readonly"]) -> Callable[[Draft, str], None]:
+    def apply(draft: Draft, value: str) -> None:
+        source, target, words = fields(value, 3)
+        flags = _flags(words, ("optional", "noexec", "dev"))
+        bind = getattr(draft.box, method)
+        draft.box = bind(
+            source,
+            target or None,
+            optional="optional" in flags,
+            exec="noexec" not in flags,
+            dev="dev" in flags,
+        )
+
+    return apply
+
+
+def _rootfs(draft: Draft, value: str) -> None:
+    path, words = fields(value, 2)
+    draft.box = draft.box.rootfs(path, readonly="rw" not in _flags(words, ("rw",)))
+
+
+def _empty(draft: Draft, _: str) -> None:
+    if draft.box != draft.start:
+        raise OptionError("must come first: it starts from nothing")
+    draft.box = Sandbox.empty()
+
+
+def _tmpfs(draft: Draft, value: str) -> None:
+    target, words = fields(value, 2)
+    size, comma, rest = words.partition(",")
+    if not size[:1].isdigit():
+        size, rest = "", words
+    elif comma and not rest:
+        raise OptionError("something must follow the comma")
+    flags = _flags(rest, ("mode=", "inodes=", "noexec"))
+    draft.box = draft.box.tmpfs(
+        target,
+        size=size or None,
+        mode=number(flags["mode"], "mode", 8) if "mode" in flags else 0o755,
+        inodes=number(flags["inodes"], "inodes") if "inodes" in flags else None,
+        exec="noexec" not in flags,
+    )
+
+
+def _proc(draft: Draft, value: str) -> None:
+    target, words = fields(value, 2)
+    flags = _flags(words, ("hidepid", "subset="))
+    subset = cast(Literal["pid"] | None, flags.get("subset"))
+    draft.box = draft.box.proc(target or "/proc", hidepid="hidepid" in flags, subset=subset)
+
+
+def _dev(draft: Draft, value: str) -> None:
+    target, words = fields(value, 2)
+    draft.box = draft.box.dev(target or "/dev", shm=_flags(words, ("shm=",)).get("shm"))
+
+
+def _file(draft: Draft, value: str) -> None:
+    place, content = cut(value, "=")
+    if content is None:
+        raise OptionError("takes DST=TEXT or DST=@FILE")
+    target, mode = fields(place, 2)
+    if content.startswith("@@"):
+        data = os.fsencode(content[1:])
+    elif content.startswith("@"):
+        with open(content[1:], "rb") as stream:
+            data = stream.read(_MOST + 1)  # the builder refuses more; /dev/zero has no end
+    else:
+        data = os.fsencode(content)
+    draft.box = draft.box.file(target, data, mode=number(mode, "the mode", 8) if mode else 0o644)
+
+
+def _dir(draft: Draft, value: str) -> None:
+    target, mode = fields(value, 2)
+    draft.box = draft.box.dir(target, mode=number(mode, "the mode", 8) if mode else 0o755)
+
+
+def _symlink(draft: Draft, value: str) -> None:
+    points_to, target = fields(value, 2)
+    if not target:
+        raise OptionError("takes TO:DST, the order of ln -s")
+    draft.box = draft.box.symlink(points_to, target)
+
+
+def _user(draft: Draft, value: str) -> None:
+    uid, colon, gid = value.partition(":")
+    draft.user["uid"] = number(uid, "UID")
+    draft.user["gid"] = number(gid, "GID") if colon else None
+
+
+def _env(draft: Draft, value: str) -> None:
+    name, equals, content = value.partition("=")
+    draft.box = draft.box.env({name: content}) if equals else draft.box.inherit_env(name)
+
+
+def _timeout(draft: Draft, value: str) -> None:
+    try:
+        draft.timeout = float(value)
+    except ValueError:
+        draft.timeout = -1
+    if not 0 < draft.timeout < 1e9:
+        raise OptionError(f"takes seconds, more than 0 and less than a billion, got {value!r}")
+
+
+def _format(draft: Draft, value: str) -> None:
+    if value not in {"text", "json"}:
+        raise OptionError(f"is text or json, got {value!r}")
+    draft.format = value
+
+
+def _set(**changes: Any) -> Callable[[Draft, str], None]:
+    return lambda draft, _: draft.user.update(changes)
+
+
+def _method(name: str, *, listed: bool = False) -> Callable[[Draft, str], None]:
+    """Return what calls a method of the builder with the value itself, or with the words between its commas."""
+
+    def apply(draft: Draft, value: str) -> None:
+        draft.box = getattr(draft.box, name)(*(value.split(",") if listed else (value,)))
+
+    return apply
+
+
+def _inherit_env(draft: Draft, value: str) -> None:
+    draft.box = draft.box.inherit_env(*value.split(",") if value else ())
+
+
+def _unset_env(draft: Draft, value: str) -> None:
+    draft.box = draft.box.env({value: None})
+
+
+def _umask(draft: Draft, value: str) -> None:
+    draft.box = draft.box.umask(number(value, "the mask", 8))
+
+
+GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
+    (
+        "Files, in the order written",
+        (
+            Option("--bind", "SRC[:DST]", "SRC of the host, writable, at DST or its own path", _bind("bind")),
+            Option("--bind-readonly", "SRC[:DST]", "the same, read-only with all below it", _bind("bind_readonly")),
+            Option("--tmpfs", "DST[:SIZE]", "an empty file system in memory", _tmpfs),
+            Option("--file", "DST=TEXT", "a file with that text; DST=@FILE copies one", _file),
+            Option("--dir", "DST[:MODE]", "a directory", _dir),
+            Option("--symlink", "TO:DST", "a link at DST, in the order of ln -s", _symlink),
+            Option("--mask", "DST", "hide what is there", _method("mask")),
+            Option("--remount-readonly", "DST", "make what is there read-only", _method("remount_readonly")),
+        ),
+    ),
+    (
+        "Another root",
+        (
+            Option("--rootfs", "DIR[:rw]", "DIR is the whole root, read-only unless :rw", _rootfs),
+            Option("--empty", "", "start from nothing; comes first", _empty),
+            Option("--proc", "[=DST]", "mount /proc, as the default root has it", _proc),
+            Option("--dev", "[=DST]", "mount a minimal /dev, likewise", _dev),
+        ),
+    ),
+    (
+        "Identity and namespaces",
+        (
+            Option("--user", "UID[:GID]", "who the command sees itself as", _user),
+            Option("--host-root", "", "let root's own id be mapped", _set(host_root=True)),
+            Option("--strict-groups", "", "fail where groups cannot be dropped", _set(groups="strict")),
+            Option("--hostname", "NAME", "host name", _method("hostname")),
+            Option("--domainname", "NAME", "NIS domain name", _method("domainname")),
+            Option("--network", "KIND", "none, loopback (the default) or host", _method("network")),
+            Option("--share", "NS[,NS]", "keep the caller's namespaces of a kind", _method("share", listed=True)),
+            Option("--unshare", "NS[,NS]", "make new ones, after all", _method("unshare", listed=True)),
+        ),
+    ),
+    (
+        "What the command starts with",
+        (
+            Option("--env", "NAME[=VALUE]", "set a variable; without = take it over", _env),
+            Option("--unset-env", "NAME", "leave a variable out", _unset_env),
+            Option("--inherit-env", "[=NAME,...]", "take over all variables, or those", _inherit_env),
+            Option("--cwd", "DIR", "working directory inside", _method("cwd")),
+            Option("--umask", "OCTAL", "file mode creation mask", _umask),
+            Option("--timeout", "SECONDS", "then end it all, with status 124", _timeout, "run"),
+            Option("--format", "FORMAT", "of the plan: text (the default) or json", _format, "plan"),
+        ),
+    ),
+)
+
+
+def options_of(subcommand: Subcommand) -> dict[str, Option]:
+    """Return a subcommand's options by name."""
+    return {
+        option.name: option
+        for _, group in GROUPS
+        for option in group
+        if option.only is None or option.only == subcommand
+    }
+
+
+def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
+    """Read a command line, without the subcommand's name; None when it asks for help.
+
+    Options end at `--` or at the first word without a dash: what follows belongs to the command.
+
+    Raises:
+        OptionError: It says something wrong.
+        OSError: A file that an option names cannot be read.
+    """
+    known = options_of(subcommand)
+    draft = Draft()
+    i = 0
+    while i < len(words) and words[i].startswith("-"):
+        name, equals, value = words[i].partition("=")
+        i += 1
+        if name == "--" and not equals:
+            break
+        if name in {"-h", "--help"}:
+            return None
+        option = known.get(name)
+        if option is None:
+            raise OptionError(_unknown(name, subcommand, known))
+        if not option.value and equals:
+            raise OptionError(f"{name} takes no value")
+        if option.value and not equals and not option.value.startswith("["):
+            if i == len(words):
+                raise OptionError(f"{name} takes {option.value}, which is missing")
+            value = words[i]
+            i += 1
+        _apply(option, draft, value)
+    draft.command = list(words[i:])
+    if not draft.command:
+        raise OptionError(f"what shall {subcommand}?\n  usage: sandbox {subcommand} [options] -- COMMAND")
+    if draft.user:
+        draft.box = draft.box.user(**draft.user)
+    return draft
+
+
+def _apply(option: Option, draft: Draft, value: str) -> None:
+    try:
+        option.apply(draft, value)
+    except (ValueError, TypeError) as error:
+        hint = ""
+        if ":" in value and ":" in option.value:
+            hint = "\n  hint: a colon that belongs to a path is written \\:"
+        raise OptionError(f"{option.name} {value}: {error}{hint}") from error
+
+
+def _unknown(name: str, subcommand: Subcommand, known: dict[str, Option]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"sandbox {subcommand} --help lists them"
+    return f"there is no option {name}\n  hint: {hint}"

@@ -1,0 +1,79 @@
+"""What the command says, and what a signal does while it launches."""
+
+import errno
+import os
+import signal
+
+import harness
+import pytest
+
+from sandbox import cli
+from sandbox.errors import SetupError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('.bind("/a b", "/c")', "--bind /a b:/c"),
+        ('.bind_readonly("/a")', "--bind-readonly /a"),
+        ('.tmpfs("/x", size=5)', "--tmpfs /x"),
+        ('make it visible with .bind_readonly("/opt/x")', "make it visible with --bind-readonly /opt/x"),
+        ("pass optional=True to skip it", "append :optional (SRC:DST:optional) to skip it"),
+        ("run as another user, or say user(host_root=True)", "run as another user, or say --host-root"),
+        ("it ends in 0.5 seconds (or so).", "it ends in 0.5 seconds (or so)."),
+    ],
+)
+def test_as_options_says_it_in_the_words_of_the_command(text: str, expected: str) -> None:
+    assert expected == cli._as_options(text)
+
+
+def test_setup_text_names_step_call_option_and_hint() -> None:
+    error = SetupError(
+        errno.ENOENT, step=3, steps=9, call='open_tree("/a")', origin='.bind("/a", "/b")', hint="it must exist"
+    )
+    assert cli._setup_text(error) == (
+        'step 3 of 9: open_tree("/a"): No such file or directory (ENOENT)\n  from: --bind /a:/b\n  hint: it must exist'
+    )
+
+
+def test_setup_text_of_a_program_is_that_of_a_shell() -> None:
+    error = SetupError(errno.EACCES, step=9, steps=9, call='execve("x")', origin="payload", filename="x")
+    assert cli._setup_text(error) == "x: Permission denied"
+
+
+def _signals_while_launching() -> None:
+    with cli._Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.SIGINT == signals.take()
+        with pytest.raises(cli._SignalledError) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.SIGTERM == caught.value.number
+    assert signal.SIG_DFL == signal.getsignal(signal.SIGTERM)
+
+
+def test_signals_while_launching_interrupt_at_the_second() -> None:
+    harness.in_child(_signals_while_launching)
+
+
+def _signal_while_waiting() -> None:
+    with cli._Signals() as signals:
+        signals.launching = False
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.SIGHUP == signals.take()
+
+
+def test_signals_while_waiting_are_read_from_the_pipe() -> None:
+    harness.in_child(_signal_while_waiting)
+
+
+def _closed_streams() -> None:
+    os.close(0)
+    os.close(2)
+    cli._open_standard_streams()
+    for fd in (0, 2):
+        assert "/dev/null" == os.readlink(f"/proc/self/fd/{fd}")
+        assert os.get_inheritable(fd)
+
+
+def test_open_standard_streams_opens_what_is_closed() -> None:
+    harness.in_child(_closed_streams)

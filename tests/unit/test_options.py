@@ -1,0 +1,246 @@
+"""The options of the command line: each is a method of the builder, and their order is kept."""
+
+import io
+
+import pytest
+
+from sandbox import Sandbox, help_text, options
+from sandbox.options import OptionError, cut, fields, parse, plain
+
+
+def box_of(*words: str) -> Sandbox:
+    draft = parse("run", [*words, "--", "true"])
+    assert draft is not None
+    return draft.box
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--bind", "/srv"], Sandbox().bind("/srv")),
+        (["--bind=/srv"], Sandbox().bind("/srv")),
+        (["--bind", "/srv:/data"], Sandbox().bind("/srv", "/data")),
+        (["--bind", "/srv::optional"], Sandbox().bind("/srv", optional=True)),
+        (
+            ["--bind", "/srv:/data:optional,noexec,dev"],
+            Sandbox().bind("/srv", "/data", optional=True, exec=False, dev=True),
+        ),
+        (["--bind", r"/a\:b:/c\:d"], Sandbox().bind("/a:b", "/c:d")),
+        (["--bind", r"/a\\:/c\d"], Sandbox().bind("/a\\", "/c\\d")),
+        (["--bind-readonly", "/srv:/data"], Sandbox().bind_readonly("/srv", "/data")),
+        (["--tmpfs", "/x"], Sandbox().tmpfs("/x")),
+        (["--tmpfs", "/x:64M"], Sandbox().tmpfs("/x", size="64M")),
+        (
+            ["--tmpfs", "/x:64M,mode=1777,inodes=10,noexec"],
+            Sandbox().tmpfs("/x", size="64M", mode=0o1777, inodes=10, exec=False),
+        ),
+        (["--tmpfs", "/x:mode=700"], Sandbox().tmpfs("/x", mode=0o700)),
+        (["--tmpfs", r"/x\:1"], Sandbox().tmpfs("/x:1")),
+        (["--proc"], Sandbox().proc()),
+        (["--proc=/p:hidepid,subset=pid"], Sandbox().proc("/p", hidepid=True, subset="pid")),
+        (["--dev"], Sandbox().dev()),
+        (["--dev=/d:shm=1M"], Sandbox().dev("/d", shm="1M")),
+        (["--file", "/f=text"], Sandbox().file("/f", "text")),
+        (["--file", "/f="], Sandbox().file("/f", "")),
+        (["--file", "/f:0600=a=b:c"], Sandbox().file("/f", "a=b:c", mode=0o600)),
+        (["--file", "/f=@@home"], Sandbox().file("/f", "@home")),
+        (["--file", r"/f\=\:=x\y"], Sandbox().file("/f=:", r"x\y")),
+        (["--file", "/f=\udcff"], Sandbox().file("/f", b"\xff")),
+        (["--dir", "/d"], Sandbox().dir("/d")),
+        (["--dir", "/d:700"], Sandbox().dir("/d", mode=0o700)),
+        (["--symlink", "/f:/l"], Sandbox().symlink("/f", "/l")),
+        (["--mask", "/usr/share"], Sandbox().mask("/usr/share")),
+        (["--remount-readonly", "/tmp"], Sandbox().remount_readonly("/tmp")),
+        (["--rootfs", "/srv"], Sandbox().rootfs("/srv")),
+        (["--rootfs", "/srv:rw"], Sandbox().rootfs("/srv", readonly=False)),
+        (["--empty", "--proc"], Sandbox.empty().proc()),
+        (["--hostname", "h"], Sandbox().hostname("h")),
+        (["--domainname", "d"], Sandbox().domainname("d")),
+        (["--user", "5"], Sandbox().user(5)),
+        (["--user", "5:6"], Sandbox().user(5, 6)),
+        (["--user", "0", "--host-root"], Sandbox().user(0, host_root=True)),
+        (["--host-root", "--user", "0", "--strict-groups"], Sandbox().user(0, host_root=True, groups="strict")),
+        (["--share", "net,uts"], Sandbox().share("net", "uts")),
+        (["--share", "net", "--unshare", "net"], Sandbox().share("net").unshare("net")),
+        (["--network", "none"], Sandbox().network("none")),
+        (["--env", "A=b=c"], Sandbox().env(A="b=c")),
+        (["--env", "A="], Sandbox().env(A="")),
+        (["--unset-env", "LANG"], Sandbox().env(LANG=None)),
+        (["--cwd", "/tmp"], Sandbox().cwd("/tmp")),
+        (["--umask", "077"], Sandbox().umask(0o077)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_parse_option_is_builder_method(words: list[str], expected: Sandbox) -> None:
+    assert expected == box_of(*words)
+
+
+def test_parse_environment_of_the_caller_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE", "1")
+    monkeypatch.setenv("TWO", "2")
+    assert Sandbox().env(ONE="1") == box_of("--env", "ONE")
+    assert Sandbox().env(ONE="1", TWO="2") == box_of("--inherit-env=ONE,TWO")
+    assert Sandbox().inherit_env() == box_of("--inherit-env")
+
+
+def test_parse_every_option_is_tested_here() -> None:
+    marks = test_parse_option_is_builder_method.pytestmark  # type: ignore[attr-defined]
+    tested = {word.partition("=")[0] for case in marks[0].args[1] for word in case[0] if word.startswith("--")}
+    elsewhere = {"--inherit-env", "--timeout", "--format"}
+    assert options.options_of("run").keys() | options.options_of("plan").keys() == tested | elsewhere
+
+
+def test_parse_several_options_keep_their_order() -> None:
+    assert Sandbox().tmpfs("/x").bind("/srv", "/x/y").mask("/x/y/z") == box_of(
+        "--tmpfs", "/x", "--bind", "/srv:/x/y", "--mask", "/x/y/z"
+    )
+    assert box_of("--tmpfs", "/x", "--mask", "/y") != box_of("--mask", "/y", "--tmpfs", "/x")
+
+
+def test_parse_relative_source_becomes_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/usr")
+    assert Sandbox().bind("/usr/lib", "/x") == box_of("--bind", "lib:/x")
+
+
+def test_parse_file_of_the_host_is_read(tmp_path: object) -> None:
+    with open(f"{tmp_path}/a:b", "wb") as stream:
+        stream.write(b"\x00\xff")
+    assert Sandbox().file("/f", b"\x00\xff") == box_of("--file", f"/f=@{tmp_path}/a:b")
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["true"], ["true"]),
+        (["--", "--bind"], ["--bind"]),
+        (["--umask", "0", "ls", "--bind", "-l"], ["ls", "--bind", "-l"]),
+        (["--", "sh", "--", "-c"], ["sh", "--", "-c"]),
+    ],
+)
+def test_parse_command_begins_after_dashes_or_at_the_first_word(words: list[str], command: list[str]) -> None:
+    draft = parse("run", words)
+    assert draft is not None
+    assert command == draft.command
+
+
+def test_parse_timeout_is_seconds() -> None:
+    draft = parse("run", ["--timeout", "1.5", "true"])
+    assert draft is not None
+    assert draft.timeout == 1.5
+
+
+def test_parse_format_belongs_to_plan_only() -> None:
+    draft = parse("plan", ["--format", "json", "true"])
+    assert draft is not None
+    assert draft.format == "json"
+    with pytest.raises(OptionError, match="no option --format"):
+        parse("run", ["--format", "json", "true"])
+    with pytest.raises(OptionError, match="no option --timeout"):
+        parse("plan", ["--timeout", "1", "true"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "what shall run"),
+        (["--umask", "0"], "what shall run"),
+        (["--bidn", "/x", "true"], "no option --bidn\n  hint: did you mean --bind"),
+        (["--readonly-bind", "/x", "true"], "--bind-readonly"),
+        (["-x", "true"], "no option -x"),
+        (["--bind"], r"--bind takes SRC\[:DST\], which is missing"),
+        (["--empty=1", "true"], "--empty takes no value"),
+        (["--bind", "a:b", "true"], r"(?s)--bind a:b: target must be an absolute path.*written \\:"),
+        (["--bind", "/a:/b:/c", "true"], "'/c' is none of optional, noexec, dev"),
+        (["--bind", "/a:/b:dev:/c", "true"], "4 parts where at most 3"),
+        (["--bind", "", "true"], "source must be a path"),
+        (["--tmpfs", "/x:64Q", "true"], "size must be bytes"),
+        (["--tmpfs", "/x:64M,", "true"], "comma"),
+        (["--tmpfs", "/x:mode=9", "true"], "mode must be an octal number, got '9'"),
+        (["--tmpfs", "/x:fast", "true"], "'fast' is none of mode=..., inodes=..., noexec"),
+        (["--proc=/p:subset=all", "true"], "subset must be"),
+        (["--file", "/f", "true"], "DST=TEXT or DST=@FILE"),
+        (["--file", "f=x", "true"], "absolute path"),
+        (["--file", "/f=@/dev/zero", "true"], "at most 16 MiB"),
+        (["--dir", "/d:8", "true"], "octal"),
+        (["--dir", "/d:7777", "true"], "no set-id bits"),
+        (["--symlink", "/x", "true"], "TO:DST"),
+        (["--mask", "usr", "true"], "absolute path"),
+        (["--bind", "/srv", "--rootfs", "/x", "true"], "must come before"),
+        (["--proc", "--empty", "true"], "must come first"),
+        (["--user", "me", "true"], "UID must be a number, got 'me'"),
+        (["--user", "1:", "true"], "GID must be a number"),
+        (["--user", "-1", "true"], "uid must be between"),
+        (["--hostname", "x" * 65, "true"], "64 bytes"),
+        (["--share", "network", "true"], "a namespace is one of user, pid, net"),
+        (["--network", "all", "true"], 'must be "none"'),
+        (["--env", "=x", "true"], "a name must not be empty"),
+        (["--cwd", "tmp", "true"], "absolute path"),
+        (["--umask", "8", "true"], "octal"),
+        (["--umask", "1000", "true"], "between 0 and 0o777"),
+        (["--timeout", "soon", "true"], "takes seconds"),
+        (["--timeout", "0", "true"], "more than 0"),
+        (["--timeout", "nan", "true"], "takes seconds"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_parse_wrong_value_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse("run", words)
+
+
+def test_parse_missing_host_file_is_an_oserror() -> None:
+    with pytest.raises(FileNotFoundError):
+        parse("run", ["--file", "/f=@/no/such/file", "true"])
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_parse_help_is_none(word: str) -> None:
+    assert parse("run", ["--proc", word]) is None
+
+
+def test_cut_takes_the_first_separator_without_a_backslash() -> None:
+    assert (r"a\:b", r"c:d\:e") == cut(r"a\:b:c:d\:e", ":")
+    assert ("a\\\\", "b") == cut("a\\\\:b", ":")
+    assert ("a", None) == cut("a", ":")
+
+
+def test_plain_takes_away_only_the_backslashes_that_mean_something() -> None:
+    assert "a:b=c\\d\\e\\" == plain("a\\:b\\=c\\\\d\\e\\")
+
+
+def test_fields_fills_up_with_empty_parts() -> None:
+    assert ["a", "b", ""] == fields("a:b", 3)
+
+
+# ── help ──
+
+
+@pytest.mark.parametrize("subcommand", [None, "run", "plan"])
+def test_help_fits_eighty_columns(subcommand: options.Subcommand | None) -> None:
+    text = help_text.text(subcommand, io.StringIO())
+    assert "\033" not in text
+    assert "**" not in text
+    assert 80 >= max(map(len, text.splitlines()))
+
+
+@pytest.mark.parametrize("subcommand", ["run", "plan"])
+def test_help_lists_each_option_of_the_subcommand(subcommand: options.Subcommand) -> None:
+    text = help_text.text(subcommand, io.StringIO())
+    listed = {line.split()[0].partition("[")[0] for line in text.splitlines() if line.startswith("  --")}
+    assert options.options_of(subcommand).keys() <= {name.partition("=")[0] for name in listed}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_help_is_coloured_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\033[1m--bind\033[m" in help_text.text("run", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\033" not in help_text.text("run", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033" not in help_text.text("run", Terminal())
