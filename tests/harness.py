@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import select
 import shutil
 import signal
 import stat
@@ -86,6 +87,20 @@ def make_reachable(paths: Iterable[str]) -> None:
     os.chdir(cwd if os.path.isdir(cwd) else REPOSITORY)
 
 
+USER_TEST_TIMEOUT = 110  # below the suite's own, which would end the worker
+
+
+def read_before(fd: int, deadline: float) -> str | None:
+    """Read to the end of file; None when the deadline passes first."""
+    chunks = []
+    while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            return b"".join(chunks).decode()
+        chunks.append(chunk)
+    return None
+
+
 def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
     """Run one test, fixtures and all, in a forked child that has dropped its privileges."""
     from _pytest.runner import runtestprotocol
@@ -96,6 +111,7 @@ def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
+        text = json.dumps({"crash": "the test's process did not get to its report"})
         try:
             make_reachable([REPOSITORY, sys.prefix, sys.base_prefix])
             drop_privileges()
@@ -106,12 +122,19 @@ def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
             text = json.dumps(data)
         except BaseException:
             text = json.dumps({"crash": traceback.format_exc()})
-        with open(write_end, "w") as stream:
-            stream.write(text)
-        os._exit(0)
+        finally:
+            # Whatever happens: a child that went on would be a second worker.
+            try:
+                with open(write_end, "w") as stream:
+                    stream.write(text)
+            finally:
+                os._exit(0)
     os.close(write_end)
-    with open(read_end) as stream:
-        text = stream.read()
+    with open(read_end, "rb") as stream:
+        text = read_before(stream.fileno(), time.monotonic() + USER_TEST_TIMEOUT)
+    if text is None:
+        os.kill(pid, signal.SIGKILL)
+        text = json.dumps({"crash": f"the test took longer than {USER_TEST_TIMEOUT} seconds and was killed"})
     _, status = os.waitpid(pid, 0)
     data = json.loads(text) if text else {"crash": f"the test's process ended with wait status {status}"}
     if isinstance(data, dict):
@@ -229,7 +252,9 @@ def in_child(function: "object", *args: object) -> None:
             code = 0
         except BaseException:
             os.write(write_end, traceback.format_exc().encode()[:65536])
-        os._exit(code)
+        finally:
+            # Whatever happens: a child that went on would be a second worker.
+            os._exit(code)
     os.close(write_end)
     with open(read_end, "rb") as stream:
         text = stream.read().decode()
