@@ -146,6 +146,7 @@ def _own_pidfd() -> int:
 
 _EAGAIN, _EINTR, _ECONNRESET = -errno.EAGAIN, -errno.EINTR, -errno.ECONNRESET
 _MSG_DONTWAIT = 0x40
+_PIDFD_SIGNAL_PROCESS_GROUP = 4
 
 
 class ControlChannel:
@@ -364,6 +365,8 @@ class Setup:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+        if self.init_pidfd < 0:
+            self._kill_group()
         self.reap_stage()
         if self.init_pidfd >= 0:
             try:
@@ -387,6 +390,22 @@ class Setup:
                     close_all(record.fds)
         except BlockingIOError:
             return
+
+    def _kill_group(self) -> None:
+        """Kill a PID 1 that stage 1, which makes no more now, did not live to announce."""
+        try:
+            signal.pidfd_send_signal(self._stage_pidfd, signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # Before Linux 6.9: by number, as long as stage 1 is not reaped and the number is its own.
+            try:
+                os.waitid(os.P_PIDFD, self._stage_pidfd, os.WEXITED | os.WNOWAIT)
+                os.killpg(self.stage_pid, signal.SIGKILL)
+            except (ChildProcessError, ProcessLookupError):
+                return
 
     def _reap_group(self) -> None:
         """Reap a PID 1 that stage 1 did not live to announce: it is in the process group of stage 1."""
