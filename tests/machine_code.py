@@ -14,42 +14,37 @@ _SYSCALL = bytes.fromhex("89f8 4889f7 4889d6 4889ca 4d89c2 4d89c8 4c8b4c2408 0f0
 _LOOP = bytes.fromhex("53 4154 89fb 4989f4 4889d7 4889ce 4c89c2 89d8 0f05 49ffcc 75f7 415c 5b c3")
 
 
-class _Page:
-    def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        self.used = 0
+# Made at import: a filter may forbid executable memory later. The functions below do not keep it alive.
+memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 
-    def function(self, code: bytes, arguments: int) -> "ctypes._CFuncPtr":
-        start = self.used
-        self.memory[start : start + len(code)] = code
-        self.used = (start + len(code) + 15) & ~15
+
+def _functions() -> "list[ctypes._CFuncPtr]":
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    made = []
+    for position, (code, arguments) in enumerate(((_INT_80, 7), (_SYSCALL, 7), (_LOOP, 5))):
+        start = position * 64
+        memory[start : start + len(code)] = code
         prototype = ctypes.CFUNCTYPE(ctypes.c_long, *([ctypes.c_ulong] * arguments))
-        return prototype(self.address + start)
+        made.append(prototype(address + start))
+    return made
 
 
-_page: "list[_Page]" = []
-
-
-def _function(code: bytes, arguments: int) -> "ctypes._CFuncPtr":
-    if not _page:
-        _page.append(_Page())
-    return _page[0].function(code, arguments)
+_int_80, _syscall, _loop = _functions() if SUPPORTED else (None, None, None)
 
 
 def call64(number: int, *args: int) -> int:
     """Make a call with the syscall instruction; a negative result is an errno."""
-    return _function(_SYSCALL, 7)(number, *args, *([0] * (6 - len(args))))
+    return _syscall(number, *args, *([0] * (6 - len(args))))
 
 
 def call32(number: int, *args: int) -> int:
     """Make a call with int 0x80, as 32-bit programs do; a negative result is an errno."""
-    return _function(_INT_80, 7)(number, *args, *([0] * (6 - len(args))))
+    return _int_80(number, *args, *([0] * (6 - len(args))))
 
 
 def repeat(number: int, count: int, *args: int) -> int:
     """Make a call `count` times; return the last result."""
-    return _function(_LOOP, 5)(number, count, *args, *([0] * (3 - len(args))))
+    return _loop(number, count, *args, *([0] * (3 - len(args))))
 
 
 def load_filter(program: bytes, flags: int = 0) -> None:

@@ -292,18 +292,32 @@ def run_filtered(program: bytes, args: "list[str]", cwd: Path) -> subprocess.Com
 
 
 WORKLOAD = """
-import asyncio, multiprocessing, socket, sqlite3, subprocess, sys, tempfile, threading
-thread = threading.Thread(target=lambda: None); thread.start(); thread.join()
-assert subprocess.run(["/bin/sh", "-c", "echo hi | cat"], capture_output=True).stdout == b"hi\\n"
-with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
-    pass
-a, b = socket.socketpair(); a.send(b"x"); assert b.recv(1) == b"x"
-assert sqlite3.connect("w.db").execute("select 6*7").fetchone() == (42,)
+import asyncio, multiprocessing, socket, sqlite3, subprocess, threading
+
 async def child():
-    process = await asyncio.create_subprocess_exec("/bin/true"); return await process.wait()
-assert asyncio.run(child()) == 0
-with multiprocessing.get_context("spawn").Pool(1) as pool: assert pool.map(abs, [-1]) == [1]
-print("done")
+    process = await asyncio.create_subprocess_exec("/bin/true")
+    return await process.wait()
+
+def main():
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    assert subprocess.run(["/bin/sh", "-c", "echo hi | cat"], capture_output=True).stdout == b"hi\\n"
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        pass
+    one, other = socket.socketpair()
+    one.send(b"x")
+    assert other.recv(1) == b"x"
+    assert sqlite3.connect("w.db").execute("select 6*7").fetchone() == (42,)
+    assert asyncio.run(child()) == 0
+    process = multiprocessing.get_context("spawn").Process(target=abs, args=(1,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    print("done")
+
+if __name__ == "__main__":
+    main()
 """
 
 
