@@ -178,11 +178,13 @@ class EventLike(Generic[E]):
         """
         with self._lock:
             cache = self._cache
+            if not cache and not self._closing:
+                # The events of this read need not pass through the cache.
+                events = self._read()
+                if events or self._nonblock:
+                    return events
             if not cache:
-                try:
-                    self._fill(None)
-                except BlockingIOError:
-                    return []
+                self._fill(None)
             events = list(cache)
             cache.clear()
             return events

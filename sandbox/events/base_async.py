@@ -9,7 +9,6 @@ This module does not import asyncio: who makes a twin in a program without a loo
 
 from collections import deque
 from contextlib import suppress
-from functools import wraps
 from types import TracebackType, coroutine
 from typing import TYPE_CHECKING, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, cast
 
@@ -27,6 +26,9 @@ R = TypeVar("R")
 # A task that finds an event each time it looks never gives way; after so many events that came without a
 # wait it does, once, so that timeouts, cancellation and other tasks work under a flood.
 _GIVE_WAY = 1000
+# A read that finds nothing costs a good part of a wake-up. After one, so many waits are left to the reader alone; then
+# it is tried again, because events that are there already need no wake-up at all.
+_LEAVE = 8
 
 
 @coroutine
@@ -44,6 +46,8 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
             the limit waits behind the queue and does not count.
     """
 
+    _get_running_loop: "Callable[[], AbstractEventLoop]"  # asyncio's own, set with the loop
+
     def __init__(self, source: EventLike[E], maxsize: int = 0) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
             source.close()
@@ -56,9 +60,9 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         self._prefetch = source._prefetch
         self._error: BaseException | None = None  # of a read that nobody was waiting for
         self._loop: AbstractEventLoop | None = None
-        self._get_running_loop: Callable[[], AbstractEventLoop] | None = None
         self._registered = False
-        self._unwaited = 0
+        self._unwaited = 0  # events taken since the last wait
+        self._leave = 0  # waits until a read is tried again
         alive.add(self)
 
     # ── the queue ─────────────────────────────────────────────────────────────────────────────────────────
@@ -73,14 +77,33 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
             RuntimeError: The object belongs to another event loop.
             OSError: The kernel refused a read.
         """
-        if self._get_running_loop is None or self._get_running_loop() is not self._loop:
-            self._bind()
+        loop = self._loop
+        if loop is None or self._get_running_loop() is not loop:
+            loop = self._bind()
         if self._unwaited > _GIVE_WAY:
             self._unwaited = 0
             await _give_way()
-        if not self._waiters and (self._cache or self._error is not None or self._fill()):
-            return self._take()
-        return await self._wait()
+        if not self._waiters:
+            if self._cache or self._error is not None:
+                return self._take()
+            if self._registered and self._leave:
+                self._leave -= 1
+            elif self._fill():
+                return self._take()
+            else:
+                self._leave = _LEAVE
+        elif self._source.closed:
+            raise ValueError(CLOSED)
+        if not self._registered:
+            self._register()
+        self._unwaited = 0
+        waiter: Future[E] = loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except BaseException as raised:
+            self._give_back(waiter, raised)
+            raise
 
     def get_nowait(self) -> E:
         """Return an event if there is one now, in the queue or in the kernel.
@@ -148,11 +171,11 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     def _fill(self) -> bool:
         """Read once; return whether there is something to take after those who wait got theirs."""
-        if self._source.closed:
-            raise ValueError(CLOSED)
         try:
             events = self._source._read()
         except Exception as error:  # noqa: BLE001  # not swallowed: it is the next thing that get() gives out
+            if self._source.closed:
+                raise ValueError(CLOSED) from None
             self._error = error
             events = []
         self._cache.extend(events)
@@ -174,35 +197,27 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
                 waiter.set_exception(self._error)
                 self._error = None
 
-    async def _wait(self) -> E:
-        if self._source.closed:
-            raise ValueError(CLOSED)
-        self._unwaited = 0
-        if not self._registered:
-            self._register()
-        waiter: Future[E] = self._bind().create_future()
-        self._waiters.append(waiter)
-        try:
-            return await waiter
-        except BaseException as raised:
-            if waiter.cancelled() or not waiter.done():
-                with suppress(ValueError):  # not there: passed over when events were handed out
-                    self._waiters.remove(waiter)
-            elif raised is not waiter.exception() and not self._source.closed:
-                # Cancelled after it was served and before the task ran: what it got goes back to the front.
-                error = waiter.exception()
-                if error is None:
-                    self._cache.appendleft(waiter.result())
-                else:
-                    self._error = error
-                self._serve()
-            raise
+    def _give_back(self, waiter: "Future[E]", raised: BaseException) -> None:
+        """Undo a wait that ended with an exception: nothing that was meant for it may be lost."""
+        if waiter.cancelled() or not waiter.done():
+            with suppress(ValueError):  # not there: passed over when events were handed out
+                self._waiters.remove(waiter)
+        elif raised is not waiter.exception() and not self._source.closed:
+            # Cancelled after it was served and before the task ran: what it got goes back to the front.
+            error = waiter.exception()
+            if error is None:
+                self._cache.appendleft(waiter.result())
+            else:
+                self._error = error
+            self._serve()
 
     def _on_readable(self) -> None:
-        cache = self._cache
-        if not self._waiters and (not self._prefetch or self._error is not None or 0 < self._maxsize <= len(cache)):
+        if not self._waiters and (
+            not self._prefetch or self._error is not None or 0 < self._maxsize <= len(self._cache)
+        ):
             self._unregister()
-        elif not self._source.closed:
+            self._leave = 0
+        else:
             self._fill()
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────
@@ -235,7 +250,7 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         """Start afresh in a child made by fork; the loop's epoll instance is the parent's too: left alone."""
         self._waiters.clear()
         self._error = None
-        self._loop = self._get_running_loop = None
+        self._loop = None
         self._registered = False
 
     # ── being a file ──────────────────────────────────────────────────────────────────────────────────────
@@ -296,11 +311,19 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         return f"<{type(self).__name__} {'closed' if self.closed else f'fd={self.fileno()}'}>"
 
 
-def of_source(method: "Callable[Concatenate[S, P], R]") -> "Callable[Concatenate[EventLike_async[E], P], R]":
-    """Make the twin's method of the same name, which asks the event-like object that the twin holds."""
+class of_source(Generic[P, R]):  # noqa: N801  # reads as a decorator does
+    """The twin's method of the same name: that of the event-like object that the twin holds, bound at first use."""
 
-    @wraps(method)
-    def ask(self: EventLike_async[E], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return method(cast(S, self._source), *args, **kwargs)
+    def __init__(self, method: "Callable[Concatenate[S, P], R]") -> None:
+        self.__wrapped__ = method
+        self.__doc__ = method.__doc__
 
-    return ask
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, twin: EventLike_async[E] | None, owner: type) -> "Callable[P, R]":
+        if twin is None:
+            return cast("Callable[P, R]", self.__wrapped__)
+        # Not a data descriptor: the next look-up finds the bound method itself, without a call more.
+        bound = twin.__dict__[self.name] = self.__wrapped__.__get__(twin._source)
+        return cast("Callable[P, R]", bound)
