@@ -46,8 +46,6 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
             the limit waits behind the queue and does not count.
     """
 
-    _get_running_loop: "Callable[[], AbstractEventLoop]"  # asyncio's own, set with the loop
-
     def __init__(self, source: EventLike[E], maxsize: int = 0) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
             source.close()
@@ -56,6 +54,7 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         self._maxsize = maxsize = max(0, maxsize)
         self._low_water = maxsize // 2 if maxsize else 1 << 62
         self._cache = source._cache
+        self._read = source._read
         self._waiters: deque[Future[E]] = deque()
         self._prefetch = source._prefetch
         self._error: BaseException | None = None  # of a read that nobody was waiting for
@@ -78,7 +77,9 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
             OSError: The kernel refused a read.
         """
         loop = self._loop
-        if loop is None or self._get_running_loop() is not loop:
+        # get_running_loop() asks for the pid before Python 3.12, a system call; a loop that runs is the right one,
+        # unless two threads share the twin, which nothing here allows.
+        if loop is None or not loop.is_running():
             loop = self._bind()
         if self._unwaited > _GIVE_WAY:
             self._unwaited = 0
@@ -89,7 +90,7 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
             if self._registered and self._leave:
                 self._leave -= 1
             elif self._fill():
-                return self._take()
+                return self._take() if self._prefetch or not self._cache else self._cache.popleft()
             else:
                 self._leave = _LEAVE
         elif self._source.closed:
@@ -160,29 +161,36 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     def _take(self) -> E:
         """Return the first event of a queue that has one, or raise the error of the last read."""
-        if not self._cache:
+        cache = self._cache
+        if not cache:
             error, self._error = self._error, None
             if error is not None:
                 raise error
-        event = self._cache.popleft()
-        if not self._registered and self._prefetch and len(self._cache) <= self._low_water:
+        if self._prefetch and not self._registered and len(cache) <= self._low_water + 1:
             self._register()
-        return event
+        return cache.popleft()
 
     def _fill(self) -> bool:
         """Read once; return whether there is something to take after those who wait got theirs."""
         try:
-            events = self._source._read()
+            events = self._read()
         except Exception as error:  # noqa: BLE001  # not swallowed: it is the next thing that get() gives out
             if self._source.closed:
                 raise ValueError(CLOSED) from None
             self._error = error
-            events = []
-        self._cache.extend(events)
-        self._unwaited += len(events) or 1
-        if self._waiters:
             self._serve()
-        return bool(self._cache) or self._error is not None
+            return self._error is not None
+        self._unwaited += len(events) or 1
+        waiters = self._waiters
+        if not waiters:
+            self._cache.extend(events)
+            return bool(events)
+        if len(events) == 1 and not waiters[0].done():
+            waiters.popleft().set_result(events[0])  # what _serve does, for the commonest case
+            return False
+        self._cache.extend(events)
+        self._serve()
+        return bool(self._cache)
 
     def _serve(self) -> None:
         """Hand events to those who wait, first come first served; a failed read is news for one of them."""
@@ -228,7 +236,6 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         loop = get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._get_running_loop = get_running_loop
         elif self._loop is not loop:
             raise RuntimeError(f"{self!r} is bound to a different event loop")
         return loop

@@ -54,7 +54,7 @@ NEW_SIGNALFD = -1
 SIGINFO_LENGTH = 128
 
 _RECORD = struct.Struct("128s")
-_RECORDS = 32  # per read: one page
+_RECORDS = 64  # per read: two pages
 _SIGNALS = tuple(signal_number(number) for number in range(NSIG + 1))
 _UNCATCHABLE = sigset((_signal.SIGKILL, _signal.SIGSTOP))
 _ALL = 2**NSIG - 1 & ~_UNCATCHABLE
@@ -178,10 +178,9 @@ class Signalfd(EventLike[SignalfdEvent]):
 
     def _read(self) -> list[SignalfdEvent]:
         try:
-            data = os.read(self._fd, SIGINFO_LENGTH * _RECORDS)
+            return list(map(_event, _RECORD.iter_unpack(os.read(self._fd, SIGINFO_LENGTH * _RECORDS))))
         except BlockingIOError:
             return []
-        return str_to_events(data)
 
     @property
     def signals(self) -> frozenset[int]:
