@@ -28,7 +28,7 @@ R = TypeVar("R")
 _GIVE_WAY = 1000
 # A read that finds nothing costs a good part of a wake-up. After one, so many waits are left to the reader alone; then
 # it is tried again, because events that are there already need no wake-up at all.
-_LEAVE = 8
+_LEAVE = 16
 
 
 @coroutine
