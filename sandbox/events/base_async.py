@@ -150,6 +150,9 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     async def __anext__(self) -> E:
         """Return the next event, or end the iteration because the object is closed."""
+        # What the reader has fetched already, without another coroutine for each event.
+        if self._cache and self._registered and self._loop is not None and self._loop.is_running():
+            return self._cache.popleft()
         try:
             return await self.get()
         except ValueError:
