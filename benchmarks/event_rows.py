@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
@@ -48,33 +49,31 @@ class InotifyBatch(Row):
     )
     count = 10_000  # the kernel's queue takes 16,384
 
+    mask = 0x4  # IN_ATTRIB: one event for each utime(2)
+
     def __init__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.paths = []
-        for number in range(200):
-            path = f"{self.folder.name}/file-{number:06}.txt"
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
-            self.paths.append(path)
-        self.mask = 0x4  # IN_ATTRIB: one event for each utime(2)
+        self.folders: list[tempfile.TemporaryDirectory[str]] = []
 
     def close(self) -> None:
-        self.folder.cleanup()
+        for folder in self.folders:
+            folder.cleanup()
 
-    def touch(self) -> None:
-        paths = self.paths
-        for number in range(self.count):
-            os.utime(paths[number % 200])
+    def folder(self) -> str:
+        """Make a directory for one contender: events that wait in the others' queues would cool the caches."""
+        folder = tempfile.TemporaryDirectory()
+        self.folders.append(folder)
+        for number in range(200):
+            Path(folder.name, f"file-{number:06}.txt").touch()
+        return folder.name
 
-    def only(self, run: Callable[[], int], fd: int, close: Callable[[], object]) -> Contender:
-        """All contenders watch one directory; the others' instances are emptied outside of the measurement."""
-        self.fds = [*getattr(self, "fds", []), fd]
-        return Contender(run, lambda: self.prepare(fd), close)
+    def only(self, folder: str, run: Callable[[], int], close: Callable[[], object]) -> Contender:
+        paths = [f"{folder}/file-{number:06}.txt" for number in range(200)]
 
-    def prepare(self, fd: int) -> None:
-        for other in self.fds:
-            if other >= 0:
-                drain(other)
-        self.touch()
+        def touch() -> None:
+            for number in range(self.count):
+                os.utime(paths[number % 200])
+
+        return Contender(run, touch, close)
 
     def contenders(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
         return [
@@ -87,10 +86,11 @@ class InotifyBatch(Row):
         ]
 
     def sandbox(self) -> Contender:
+        folder = self.folder()
         from sandbox.events.inotify import Inotify
 
         one = Inotify(nonblock=True)
-        one.watch(self.folder.name, self.mask)
+        one.watch(folder, self.mask)
 
         def run() -> int:
             seen = 0
@@ -98,13 +98,14 @@ class InotifyBatch(Row):
                 seen += len(one.read_events())
             return seen
 
-        return self.only(run, one.fileno(), one.close)
+        return self.only(folder, run, one.close)
 
     def columns(self) -> Contender:
+        folder = self.folder()
         from sandbox.events.inotify import Inotify
 
         one = Inotify(nonblock=True)
-        one.watch(self.folder.name, self.mask)
+        one.watch(folder, self.mask)
         read_columns = one.read_columns
 
         def run() -> int:
@@ -113,13 +114,14 @@ class InotifyBatch(Row):
                 seen += len(read_columns().mask)
             return seen
 
-        return self.only(run, one.fileno(), one.close)
+        return self.only(folder, run, one.close)
 
     def inotify_simple(self) -> Contender:
+        folder = self.folder()
         import inotify_simple
 
         one = inotify_simple.INotify(nonblocking=True)
-        one.add_watch(self.folder.name, self.mask)
+        one.add_watch(folder, self.mask)
 
         def run() -> int:
             seen = 0
@@ -127,13 +129,14 @@ class InotifyBatch(Row):
                 seen += len(one.read(timeout=0))
             return seen
 
-        return self.only(run, one.fileno(), one.close)
+        return self.only(folder, run, one.close)
 
     def watchdog(self) -> Contender:
+        folder = self.folder()
         from watchdog.observers import inotify_c
 
         parse, make = inotify_c.InotifyFD._parse_event_buffer, inotify_c.InotifyEvent
-        fd = raw_inotify(self.folder.name, self.mask)
+        fd = raw_inotify(folder, self.mask)
 
         def run() -> int:
             seen = 0
@@ -141,13 +144,14 @@ class InotifyBatch(Row):
                 seen += len([make(wd, mask, cookie, name) for wd, mask, cookie, name in parse(os.read(fd, 65536))])
             return seen
 
-        return self.only(run, fd, lambda: os.close(fd))
+        return self.only(folder, run, lambda: os.close(fd))
 
     def linuxfd(self) -> Contender:
+        folder = self.folder()
         import linuxfd
 
         one = linuxfd.inotify(nonBlocking=True)
-        one.add(self.folder.name, self.mask)
+        one.add(folder, self.mask)
 
         def run() -> int:
             seen = 0
@@ -155,11 +159,12 @@ class InotifyBatch(Row):
                 seen += len(one.read())
             return seen
 
-        return self.only(run, one.fileno(), one.close)
+        return self.only(folder, run, one.close)
 
     def c_loop(self) -> Contender:
-        fd = raw_inotify(self.folder.name, self.mask)
-        return self.only(c_loop("limit_inotify", fd, self.count), fd, lambda: os.close(fd))
+        folder = self.folder()
+        fd = raw_inotify(folder, self.mask)
+        return self.only(folder, c_loop("limit_inotify", fd, self.count), lambda: os.close(fd))
 
 
 def raw_inotify(path: str, mask: int) -> int:
@@ -167,11 +172,6 @@ def raw_inotify(path: str, mask: int) -> int:
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     libc.inotify_add_watch(fd, os.fsencode(path), mask)
     return int(fd)
-
-
-def drain(fd: int) -> None:
-    while select.select([fd], [], [], 0)[0]:  # some are blocking
-        os.read(fd, 65536)
 
 
 class InotifyAsync(InotifyBatch):
@@ -194,18 +194,20 @@ class InotifyAsync(InotifyBatch):
         return in_loop(asyncio.SelectorEventLoop(), take)
 
     def sandbox(self) -> Contender:
+        folder = self.folder()
         from sandbox.events.inotify import Inotify_async
 
         one = Inotify_async()
-        one.watch(self.folder.name, self.mask)
-        return self.only(self.take_all(one), one.fileno(), one.close)
+        one.watch(folder, self.mask)
+        return self.only(folder, self.take_all(one), one.close)
 
     def asyncinotify(self) -> Contender:
+        folder = self.folder()
         import asyncinotify
 
         one = asyncinotify.Inotify()
-        one.add_watch(self.folder.name, asyncinotify.Mask(self.mask))
-        return self.only(self.take_all(one), one.fd, one.close)
+        one.add_watch(folder, asyncinotify.Mask(self.mask))
+        return self.only(folder, self.take_all(one), one.close)
 
 
 class InotifyLive(Row):
@@ -257,8 +259,6 @@ class InotifyLive(Row):
 
 
 def busy_second() -> int:
-    import time
-
     until = time.process_time() + 1
     while time.process_time() < until:
         continue
@@ -268,24 +268,21 @@ def busy_second() -> int:
 class FanotifyRow(Row):
     unit = "event"
     count = 1000
-    files = 1000
 
     def __init__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.fds: list[int] = []
+        self.folders: list[tempfile.TemporaryDirectory[str]] = []
 
     def close(self) -> None:
-        self.folder.cleanup()
+        for folder in self.folders:
+            folder.cleanup()
 
-    def path(self, number: int) -> str:
-        return f"{self.folder.name}/file-{number:06}.txt"
+    def folder(self) -> str:
+        folder = tempfile.TemporaryDirectory()
+        self.folders.append(folder)
+        return folder.name
 
-    def only(self, run: Callable[[], int], fd: int, close: Callable[[], object]) -> Contender:
-        self.fds.append(fd)
-        return Contender(run, lambda: self.prepare(fd), close)
-
-    def prepare(self, fd: int) -> None:
-        raise NotImplementedError
+    def paths(self, folder: str) -> list[str]:
+        return [f"{folder}/file-{number:06}.txt" for number in range(self.count)]
 
 
 class FanotifyNames(FanotifyRow):
@@ -295,26 +292,29 @@ class FanotifyNames(FanotifyRow):
     def contenders(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
         return [("sandbox", self.sandbox), ("struct, pure Python", self.pure), ("C loop, names unread", self.c_loop)]
 
-    def prepare(self, fd: int) -> None:
-        for number in range(self.count):
-            if os.path.exists(self.path(number)):
-                os.unlink(self.path(number))
-        for other in self.fds:
-            drain(other)
-        for number in range(self.count):
-            os.close(os.open(self.path(number), os.O_CREAT | os.O_WRONLY))
+    def only(self, folder: str, run: Callable[[], int], close: Callable[[], object]) -> Contender:
+        paths = self.paths(folder)
 
-    def group(self) -> Any:
+        def create() -> None:
+            for path in paths:
+                Path(path).unlink(missing_ok=True)
+            for path in paths:
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+
+        return Contender(run, create, close)
+
+    def group(self, folder: str) -> Any:
         from sandbox.events.fanotify import Fanotify
 
         from sandbox.primitives import FAN_CREATE, FAN_REPORT_DFID_NAME
 
         one = Fanotify(FAN_REPORT_DFID_NAME, nonblock=True)
-        one.watch(self.folder.name, FAN_CREATE | 0x08000000)  # FAN_EVENT_ON_CHILD
+        one.watch(folder, FAN_CREATE | 0x08000000)  # FAN_EVENT_ON_CHILD
         return one
 
     def sandbox(self) -> Contender:
-        one = self.group()
+        folder = self.folder()
+        one = self.group(folder)
 
         def run() -> int:
             seen = 0
@@ -324,10 +324,11 @@ class FanotifyNames(FanotifyRow):
                     seen += 1
             return seen
 
-        return self.only(run, one.fileno(), one.close)
+        return self.only(folder, run, one.close)
 
     def pure(self) -> Contender:
-        one = self.group()
+        folder = self.folder()
+        one = self.group(folder)
         fd = one.fileno()
         head, info = struct.Struct("=IBBHQii"), struct.Struct("=BBH8xII")
 
@@ -346,42 +347,45 @@ class FanotifyNames(FanotifyRow):
                     at += length
             return seen
 
-        return self.only(run, fd, one.close)
+        return self.only(folder, run, one.close)
 
     def c_loop(self) -> Contender:
-        one = self.group()
-        return self.only(c_loop("limit_fanotify", one.fileno(), self.count), one.fileno(), one.close)
+        folder = self.folder()
+        one = self.group(folder)
+        return self.only(folder, c_loop("limit_fanotify", one.fileno(), self.count), one.close)
 
 
 class FanotifyDescriptors(FanotifyRow):
     title = "fanotify, FD mode"
     targets = (Target("sandbox", "C loop", 0.8),)
 
-    def __init__(self) -> None:
-        super().__init__()
-        for number in range(self.count):
-            os.close(os.open(self.path(number), os.O_CREAT | os.O_WRONLY))
-
     def contenders(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
         return [("sandbox", self.sandbox), ("C loop", self.c_loop)]
 
-    def prepare(self, fd: int) -> None:
-        for other in self.fds:
-            c_loop("limit_fanotify", other, 1 << 40)()
-        for number in range(self.count):
-            os.close(os.open(self.path(number), os.O_RDONLY))
+    def only(self, folder: str, run: Callable[[], int], close: Callable[[], object]) -> Contender:
+        paths = self.paths(folder)
+        for path in paths:
+            Path(path).touch()
 
-    def group(self) -> Any:
+        def open_all() -> None:
+            for path in paths:
+                os.close(os.open(path, os.O_RDONLY))
+
+        # Touching them made events, which the first opening merges with.
+        return Contender(run, open_all, close)
+
+    def group(self, folder: str) -> Any:
         from sandbox.events.fanotify import Fanotify
 
         from sandbox.primitives import FAN_OPEN
 
         one = Fanotify(nonblock=True)
-        one.watch(self.folder.name, FAN_OPEN | 0x08000000)  # FAN_EVENT_ON_CHILD
+        one.watch(folder, FAN_OPEN | 0x08000000)  # FAN_EVENT_ON_CHILD
         return one
 
     def sandbox(self) -> Contender:
-        one = self.group()
+        folder = self.folder()
+        one = self.group(folder)
 
         def run() -> int:
             seen = 0
@@ -391,11 +395,12 @@ class FanotifyDescriptors(FanotifyRow):
                     seen += 1
             return seen
 
-        return self.only(run, one.fileno(), one.close)
+        return self.only(folder, run, one.close)
 
     def c_loop(self) -> Contender:
-        one = self.group()
-        return self.only(c_loop("limit_fanotify", one.fileno(), self.count), one.fileno(), one.close)
+        folder = self.folder()
+        one = self.group(folder)
+        return self.only(folder, c_loop("limit_fanotify", one.fileno(), self.count), one.close)
 
 
 class EventfdRoundTrip(Row):
@@ -460,46 +465,52 @@ class SignalfdQueued(Row):
     def close(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
 
-    def queue(self) -> None:
+    def timed(self, take: Callable[[], object]) -> Callable[[], tuple[int, int]]:
         from sandbox.primitives import sigqueue
 
-        for value in range(self.count):
-            sigqueue(os.getpid(), signal.SIGRTMIN, value)
+        def run() -> tuple[int, int]:
+            spent = 0
+            for _ in range(50):
+                for value in range(self.count):
+                    sigqueue(os.getpid(), signal.SIGRTMIN, value)
+                before = time.process_time_ns()
+                take()
+                spent += time.process_time_ns() - before
+            return 50 * self.count, spent
+
+        return run
 
     def sandbox(self) -> Contender:
         from sandbox.events import Signalfd
 
         one = Signalfd(signal.SIGRTMIN)
 
-        def run() -> int:
+        def take() -> None:
             seen = 0
             while seen < self.count:
                 seen += len(one.read_events())
-            return seen
 
-        return Contender(run, self.queue, one.close)
+        return Contender(self.timed(take), close=one.close)
 
     def standard(self) -> Contender:
         waited = [signal.SIGRTMIN]
 
-        def run() -> int:
+        def take() -> None:
             for _ in range(self.count):
                 signal.sigwaitinfo(waited)
-            return self.count
 
-        return Contender(run, self.queue)
+        return Contender(self.timed(take))
 
     def linuxfd(self) -> Contender:
         import linuxfd
 
         one = linuxfd.signalfd([signal.SIGRTMIN])
 
-        def run() -> int:
+        def take() -> None:
             for _ in range(self.count):
                 one.read()
-            return self.count
 
-        return Contender(run, self.queue, one.close)
+        return Contender(self.timed(take), close=one.close)
 
 
 class Registering:
@@ -508,8 +519,8 @@ class Registering:
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK)
 
-    def increment(self) -> None:
-        os.eventfd_write(self.fd, 1)
+    def fileno(self) -> int:
+        return self.fd
 
     async def get(self) -> int:
         loop = asyncio.get_running_loop()
@@ -549,9 +560,10 @@ class AsyncWakeUp(Row):
 
     def one(self, one: Any, loop: asyncio.AbstractEventLoop) -> Contender:
         async def take() -> int:
-            # call_soon: the event comes when the task is asleep.
+            # call_soon: the event comes when the task is asleep. It is made alike for all: waking up is measured.
+            fd = one.fileno()
             for _ in range(self.count):
-                loop.call_soon(one.increment)
+                loop.call_soon(os.eventfd_write, fd, 1)
                 await one.get()
             return self.count
 
@@ -569,8 +581,9 @@ class AsyncReady(AsyncWakeUp):
 
     def one(self, one: Any, loop: asyncio.AbstractEventLoop) -> Contender:
         async def take() -> int:
+            fd = one.fileno()
             for _ in range(self.count):
-                one.increment()
+                os.eventfd_write(fd, 1)
                 await one.get()
             return self.count
 

@@ -37,7 +37,7 @@ E = TypeVar("E")
 
 CLOSED = "I/O operation on closed file"
 _POLL_MAX = 2**31 - 1  # milliseconds: poll(2) takes a C int
-_LOOK = 0.05  # seconds
+LOOK = 0.05  # seconds between looks, where nothing can wake who waits
 
 
 class _Forgets(Protocol):
@@ -178,11 +178,13 @@ class EventLike(Generic[E]):
         """
         with self._lock:
             cache = self._cache
+            if not cache and not self._closing:
+                # The events of this read need not pass through the cache.
+                events = self._read()
+                if events or self._nonblock:
+                    return events
             if not cache:
-                try:
-                    self._fill(None)
-                except BlockingIOError:
-                    return []
+                self._fill(None)
             events = list(cache)
             cache.clear()
             return events
@@ -233,20 +235,20 @@ class EventLike(Generic[E]):
             else:
                 self._sleep(None)
 
-    def _sleep(self, seconds: float | None, *, writable: bool = False) -> None:
-        """Wait until the descriptor is readable (or writable), the object is closed, or the time is over."""
+    def _sleep(self, seconds: float | None) -> None:
+        """Wait until the descriptor is readable, the object is closed, or the time is over; with the lock held."""
         if self._wake < 0:
             try:
                 self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             except OSError:
                 # No descriptor left. Waiting is possible all the same; it looks now and then whether it
                 # should end.
-                seconds = min(_LOOK, _LOOK if seconds is None else seconds)
+                seconds = min(LOOK, LOOK if seconds is None else seconds)
             else:
                 self._descriptors.append(self._wake)
         # close() marks first and wakes then: looking after the eventfd exists leaves no gap.
         if not self._closing:
-            self._poll(self._fd, seconds, select.POLLOUT if writable else select.POLLIN, self._wake)
+            self._poll(self._fd, seconds, select.POLLIN, self._wake)
 
     @staticmethod
     def _poll(fd: int, seconds: float | None, events: int = select.POLLIN, wake: int = -1) -> bool:

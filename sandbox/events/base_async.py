@@ -9,7 +9,6 @@ This module does not import asyncio: who makes a twin in a program without a loo
 
 from collections import deque
 from contextlib import suppress
-from functools import wraps
 from types import TracebackType, coroutine
 from typing import TYPE_CHECKING, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, cast
 
@@ -27,6 +26,9 @@ R = TypeVar("R")
 # A task that finds an event each time it looks never gives way; after so many events that came without a
 # wait it does, once, so that timeouts, cancellation and other tasks work under a flood.
 _GIVE_WAY = 1000
+# A read that finds nothing costs a good part of a wake-up. After one, so many waits are left to the reader alone; then
+# it is tried again, because events that are there already need no wake-up at all.
+_LEAVE = 16
 
 
 @coroutine
@@ -52,13 +54,14 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         self._maxsize = maxsize = max(0, maxsize)
         self._low_water = maxsize // 2 if maxsize else 1 << 62
         self._cache = source._cache
+        self._read = source._read
         self._waiters: deque[Future[E]] = deque()
         self._prefetch = source._prefetch
         self._error: BaseException | None = None  # of a read that nobody was waiting for
         self._loop: AbstractEventLoop | None = None
-        self._get_running_loop: Callable[[], AbstractEventLoop] | None = None
         self._registered = False
-        self._unwaited = 0
+        self._unwaited = 0  # events taken since the last wait
+        self._leave = 0  # waits until a read is tried again
         alive.add(self)
 
     # ── the queue ─────────────────────────────────────────────────────────────────────────────────────────
@@ -73,14 +76,35 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
             RuntimeError: The object belongs to another event loop.
             OSError: The kernel refused a read.
         """
-        if self._get_running_loop is None or self._get_running_loop() is not self._loop:
-            self._bind()
+        loop = self._loop
+        # get_running_loop() asks for the pid before Python 3.12, a system call; a loop that runs is the right one,
+        # unless two threads share the twin, which nothing here allows.
+        if loop is None or not loop.is_running():
+            loop = self._bind()
         if self._unwaited > _GIVE_WAY:
             self._unwaited = 0
             await _give_way()
-        if not self._waiters and (self._cache or self._error is not None or self._fill()):
-            return self._take()
-        return await self._wait()
+        if not self._waiters:
+            if self._cache or self._error is not None:
+                return self._take()
+            if self._registered and self._leave:
+                self._leave -= 1
+            elif self._fill():
+                return self._take() if self._prefetch or not self._cache else self._cache.popleft()
+            else:
+                self._leave = _LEAVE
+        elif self._source.closed:
+            raise ValueError(CLOSED)
+        if not self._registered:
+            self._register()
+        self._unwaited = 0
+        waiter: Future[E] = loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except BaseException as raised:
+            self._give_back(waiter, raised)
+            raise
 
     def get_nowait(self) -> E:
         """Return an event if there is one now, in the queue or in the kernel.
@@ -126,6 +150,9 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     async def __anext__(self) -> E:
         """Return the next event, or end the iteration because the object is closed."""
+        # What the reader has fetched already, without another coroutine for each event.
+        if self._cache and self._registered and self._loop is not None and self._loop.is_running():
+            return self._cache.popleft()
         try:
             return await self.get()
         except ValueError:
@@ -137,29 +164,36 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     def _take(self) -> E:
         """Return the first event of a queue that has one, or raise the error of the last read."""
-        if not self._cache:
+        cache = self._cache
+        if not cache:
             error, self._error = self._error, None
             if error is not None:
                 raise error
-        event = self._cache.popleft()
-        if not self._registered and self._prefetch and len(self._cache) <= self._low_water:
+        if self._prefetch and not self._registered and len(cache) <= self._low_water + 1:
             self._register()
-        return event
+        return cache.popleft()
 
     def _fill(self) -> bool:
         """Read once; return whether there is something to take after those who wait got theirs."""
-        if self._source.closed:
-            raise ValueError(CLOSED)
         try:
-            events = self._source._read()
+            events = self._read()
         except Exception as error:  # noqa: BLE001  # not swallowed: it is the next thing that get() gives out
+            if self._source.closed:
+                raise ValueError(CLOSED) from None
             self._error = error
-            events = []
-        self._cache.extend(events)
-        self._unwaited += len(events) or 1
-        if self._waiters:
             self._serve()
-        return bool(self._cache) or self._error is not None
+            return self._error is not None
+        self._unwaited += len(events) or 1
+        waiters = self._waiters
+        if not waiters:
+            self._cache.extend(events)
+            return bool(events)
+        if len(events) == 1 and not waiters[0].done():
+            waiters.popleft().set_result(events[0])  # what _serve does, for the commonest case
+            return False
+        self._cache.extend(events)
+        self._serve()
+        return bool(self._cache)
 
     def _serve(self) -> None:
         """Hand events to those who wait, first come first served; a failed read is news for one of them."""
@@ -174,35 +208,27 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
                 waiter.set_exception(self._error)
                 self._error = None
 
-    async def _wait(self) -> E:
-        if self._source.closed:
-            raise ValueError(CLOSED)
-        self._unwaited = 0
-        if not self._registered:
-            self._register()
-        waiter: Future[E] = self._bind().create_future()
-        self._waiters.append(waiter)
-        try:
-            return await waiter
-        except BaseException as raised:
-            if waiter.cancelled() or not waiter.done():
-                with suppress(ValueError):  # not there: passed over when events were handed out
-                    self._waiters.remove(waiter)
-            elif raised is not waiter.exception() and not self._source.closed:
-                # Cancelled after it was served and before the task ran: what it got goes back to the front.
-                error = waiter.exception()
-                if error is None:
-                    self._cache.appendleft(waiter.result())
-                else:
-                    self._error = error
-                self._serve()
-            raise
+    def _give_back(self, waiter: "Future[E]", raised: BaseException) -> None:
+        """Undo a wait that ended with an exception: nothing that was meant for it may be lost."""
+        if waiter.cancelled() or not waiter.done():
+            with suppress(ValueError):  # not there: passed over when events were handed out
+                self._waiters.remove(waiter)
+        elif raised is not waiter.exception() and not self._source.closed:
+            # Cancelled after it was served and before the task ran: what it got goes back to the front.
+            error = waiter.exception()
+            if error is None:
+                self._cache.appendleft(waiter.result())
+            else:
+                self._error = error
+            self._serve()
 
     def _on_readable(self) -> None:
-        cache = self._cache
-        if not self._waiters and (not self._prefetch or self._error is not None or 0 < self._maxsize <= len(cache)):
+        if not self._waiters and (
+            not self._prefetch or self._error is not None or 0 < self._maxsize <= len(self._cache)
+        ):
             self._unregister()
-        elif not self._source.closed:
+            self._leave = 0
+        else:
             self._fill()
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────
@@ -213,7 +239,6 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         loop = get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._get_running_loop = get_running_loop
         elif self._loop is not loop:
             raise RuntimeError(f"{self!r} is bound to a different event loop")
         return loop
@@ -235,7 +260,7 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         """Start afresh in a child made by fork; the loop's epoll instance is the parent's too: left alone."""
         self._waiters.clear()
         self._error = None
-        self._loop = self._get_running_loop = None
+        self._loop = None
         self._registered = False
 
     # ── being a file ──────────────────────────────────────────────────────────────────────────────────────
@@ -296,11 +321,19 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
         return f"<{type(self).__name__} {'closed' if self.closed else f'fd={self.fileno()}'}>"
 
 
-def of_source(method: "Callable[Concatenate[S, P], R]") -> "Callable[Concatenate[EventLike_async[E], P], R]":
-    """Make the twin's method of the same name, which asks the event-like object that the twin holds."""
+class of_source(Generic[P, R]):  # noqa: N801  # reads as a decorator does
+    """The twin's method of the same name: that of the event-like object that the twin holds, bound at first use."""
 
-    @wraps(method)
-    def ask(self: EventLike_async[E], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return method(cast(S, self._source), *args, **kwargs)
+    def __init__(self, method: "Callable[Concatenate[S, P], R]") -> None:
+        self.__wrapped__ = method
+        self.__doc__ = method.__doc__
 
-    return ask
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, twin: EventLike_async[E] | None, owner: type) -> "Callable[P, R]":
+        if twin is None:
+            return cast("Callable[P, R]", self.__wrapped__)
+        # Not a data descriptor: the next look-up finds the bound method itself, without a call more.
+        bound = twin.__dict__[self.name] = self.__wrapped__.__get__(twin._source)
+        return cast("Callable[P, R]", bound)

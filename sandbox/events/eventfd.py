@@ -1,11 +1,12 @@
 """`Eventfd`: a counter that others add to and that is read, and set to 0, as one event."""
 
+import select
 import struct
 from collections.abc import Iterable
 from os import eventfd_read as eventfd_read_raw, eventfd_write as eventfd_write_raw
 from typing import TYPE_CHECKING, ClassVar
 
-from sandbox.events.base import EventLike
+from sandbox.events.base import LOOK, EventLike
 from sandbox.events.base_async import EventLike_async, of_source
 from sandbox.primitives._call import in_range
 from sandbox.primitives.eventfds import (
@@ -120,7 +121,8 @@ class Eventfd(EventLike[int]):
             except (OSError, ValueError):
                 self.fileno()
                 raise
-            self._sleep(None, writable=True)
+            # Without the lock, which the reader that makes room may hold: close() is noticed by looking.
+            self._poll(self.fileno(), LOOK, select.POLLOUT)
 
 
 class Eventfd_async(EventLike_async[int]):  # noqa: N801  # Butter's name

@@ -5,7 +5,8 @@ import signal as _signal
 import struct
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from sandbox.events.base import EventLike
 from sandbox.events.base_async import EventLike_async, of_source
@@ -52,39 +53,23 @@ __all__ = [
 NEW_SIGNALFD = -1
 SIGINFO_LENGTH = 128
 
-# struct signalfd_siginfo; what follows ssi_arch is reserved.
-_RECORD = struct.Struct("=IiiIIiIIIIiiQQQQH2xiQI28x")
-_RECORDS = 32  # per read: one page
+_RECORD = struct.Struct("128s")
+_RECORDS = 64  # per read: two pages
 _SIGNALS = tuple(signal_number(number) for number in range(NSIG + 1))
 _UNCATCHABLE = sigset((_signal.SIGKILL, _signal.SIGSTOP))
 _ALL = 2**NSIG - 1 & ~_UNCATCHABLE
 
 
-class _Record(NamedTuple):
-    signo: int
-    errno: int
-    code: int
-    pid: int
-    uid: int
-    fd: int
-    tid: int
-    band: int
-    overrun: int
-    trapno: int
-    status: int
-    value: int
-    ptr: int
-    utime: int
-    stime: int
-    addr: int
-    addr_lsb: int
-    syscall: int
-    call_addr: int
-    arch: int
+def _field(offset: int, code: str) -> int:
+    """Make the property that reads a field of struct signalfd_siginfo; typed as what reading it gives."""
+    unpack = struct.Struct("=" + code).unpack_from
+    return cast(int, property(lambda event: unpack(event[0], offset)[0]))
 
 
-class SignalfdEvent(_Record):
-    """One signal that arrived; which fields say something depends on `code`, see signalfd(2).
+class SignalfdEvent(tuple[bytes]):
+    """One signal that arrived: a tuple of the kernel's record, whose fields are read when they are asked for.
+
+    Which of them say something depends on `code`, see signalfd(2).
 
     Attributes:
         signo: The number, as the kernel gave it; `signal` is the same with its name where it has one.
@@ -111,19 +96,51 @@ class SignalfdEvent(_Record):
 
     __slots__ = ()
 
+    signo = _field(0, "I")
+    errno = _field(4, "i")
+    code = _field(8, "i")
+    pid = _field(12, "I")
+    uid = _field(16, "I")
+    fd = _field(20, "i")
+    tid = _field(24, "I")
+    band = _field(28, "I")
+    overrun = _field(32, "I")
+    trapno = _field(36, "I")
+    status = _field(40, "i")
+    value = _field(44, "i")
+    ptr = _field(48, "Q")
+    utime = _field(56, "Q")
+    stime = _field(64, "Q")
+    addr = _field(72, "Q")
+    addr_lsb = _field(80, "H")
+    syscall = _field(84, "i")
+    call_addr = _field(88, "Q")
+    arch = _field(96, "I")
+
     @property
     def signal(self) -> _signal.Signals | int:
         """The signal; an int where `signal.Signals` has no member, which is so for most real-time signals."""
         return _SIGNALS[self.signo]
 
     # Butter's spellings
-    signal_code = _Record.code
-    sigio_fd = _Record.fd
-    sigio_band = _Record.band
-    timer_id = _Record.tid
-    child_status = _Record.status
-    child_user_time = _Record.utime
-    child_system_time = _Record.stime
+    signal_code = code
+    sigio_fd = fd
+    sigio_band = band
+    timer_id = tid
+    child_status = status
+    child_user_time = utime
+    child_system_time = stime
+
+    def __repr__(self) -> str:
+        """Show the fields that are not 0."""
+        shown = {name: getattr(self, name) for name in _FIELDS}
+        text = ", ".join(f"{name}={value}" for name, value in shown.items() if value)
+        return f"{type(self).__name__}({signum_to_signame(self.signo)}, {text})"
+
+
+_FIELDS = tuple(name for name, value in vars(SignalfdEvent).items() if isinstance(value, property) and name != "signal")
+# tuple's own constructor: a __new__ in Python would cost as much as the rest of a read.
+_event = partial(tuple.__new__, SignalfdEvent)
 
 
 class Signalfd(EventLike[SignalfdEvent]):
@@ -161,10 +178,9 @@ class Signalfd(EventLike[SignalfdEvent]):
 
     def _read(self) -> list[SignalfdEvent]:
         try:
-            data = os.read(self._fd, SIGINFO_LENGTH * _RECORDS)
+            return list(map(_event, _RECORD.iter_unpack(os.read(self._fd, SIGINFO_LENGTH * _RECORDS))))
         except BlockingIOError:
             return []
-        return str_to_events(data)
 
     @property
     def signals(self) -> frozenset[int]:
@@ -262,7 +278,10 @@ class Signalfd_async(EventLike_async[SignalfdEvent]):  # noqa: N801  # Butter's 
     disable = of_source(Signalfd.disable)
     enable_all = of_source(Signalfd.enable_all)
     disable_all = of_source(Signalfd.disable_all)
-    __contains__ = of_source(Signalfd.__contains__)
+
+    def __contains__(self, signal: int) -> bool:
+        """Return whether a signal arrives here."""
+        return signal in self._source
 
     @property
     def signals(self) -> frozenset[int]:
@@ -279,7 +298,7 @@ def str_to_events(data: "Buffer") -> list[SignalfdEvent]:
     size = memoryview(data).nbytes
     if size % SIGINFO_LENGTH:
         raise ValueError(f"data must be whole records of {SIGINFO_LENGTH} bytes, got {size} bytes")
-    return list(map(SignalfdEvent._make, _RECORD.iter_unpack(data)))
+    return list(map(_event, _RECORD.iter_unpack(data)))
 
 
 def signum_to_signame(signum: int) -> str:

@@ -264,8 +264,10 @@ class Timerfd_async(EventLike_async[int]):  # noqa: N801  # Butter's name
     def __init__(self, value: TimerVal | None = None, *, clock: int = CLOCK_MONOTONIC, maxsize: int = 0) -> None:
         super().__init__(Timerfd(value, clock=clock, nonblock=True), maxsize)
 
-    set = update = of_source(Timerfd.set)
-    remaining = get_current = of_source(Timerfd.remaining)
+    set = of_source(Timerfd.set)
+    update = of_source(Timerfd.set)
+    remaining = of_source(Timerfd.remaining)
+    get_current = of_source(Timerfd.remaining)
     set_ticks = of_source(Timerfd.set_ticks)
 
 

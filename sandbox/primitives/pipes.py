@@ -4,6 +4,7 @@ import enum
 import fcntl
 import os
 from collections.abc import Callable, Sequence
+from os import splice as os_splice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
@@ -85,6 +86,15 @@ def splice(
 
     See splice(2). Since Linux 2.6.17.
     """
+    # The common case by the standard library, whose call costs a fifth; it checks neither offsets nor bools.
+    if (
+        src.__class__ is int is dst.__class__ is count.__class__
+        and not flags
+        and (offset_src is None or (offset_src.__class__ is int and offset_src >= 0))
+        and (offset_dst is None or (offset_dst.__class__ is int and offset_dst >= 0))
+        and 0 <= count <= _SIZE_MAX
+    ):
+        return os_splice(src, dst, count, offset_src, offset_dst)
     return check(
         lib.sandbox_splice(
             fd_of(src, "src"),

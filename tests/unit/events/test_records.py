@@ -1,5 +1,6 @@
 """str_to_events of the fixed-size records, and signal names."""
 
+import pickle
 import signal
 import struct
 
@@ -49,7 +50,10 @@ def test_signalfd_str_to_events_finds_each_field_at_its_place():
     for number, (offset, code) in enumerate(offsets.values(), 1):
         struct.pack_into("=" + code, record, offset, number)
     (event,) = signalfd.str_to_events(record)
-    assert {name: number for number, name in enumerate(offsets, 1)} == event._asdict()
+    assert list(range(1, len(offsets) + 1)) == [getattr(event, name) for name in offsets]
+    assert event == signalfd.str_to_events(record)[0] == pickle.loads(pickle.dumps(event))
+    assert "SIGHUP" in repr(event)
+    assert "arch=20" in repr(event)
 
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
