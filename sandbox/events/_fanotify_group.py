@@ -19,7 +19,8 @@ from sandbox.primitives.fanotify import (
     fanotify_mark,
     fanotify_respond,
 )
-from sandbox.primitives.file_handles import HandleFlags, name_to_handle_at, open_by_handle_at
+from sandbox.primitives.file_handles import AT_HANDLE_FID, name_to_handle_at, open_by_handle_at
+from sandbox.primitives.files import AT_EMPTY_PATH
 
 _AT_FDCWD = -100
 _QUESTIONS = 0x170000  # OPEN_PERM, ACCESS_PERM, OPEN_EXEC_PERM, PRE_ACCESS
@@ -187,9 +188,9 @@ class Group:
 
 def _handle_of(fd: int) -> bytes | None:
     """Return file system id and handle of an open file, as events have them, or None where there are none."""
-    for flags in (0, HandleFlags.HANDLE_FID):
+    for flags in (0, AT_HANDLE_FID):
         try:
-            handle, _ = name_to_handle_at(fd, "", HandleFlags.EMPTY_PATH | flags)
+            handle, _ = name_to_handle_at(fd, "", AT_EMPTY_PATH | flags)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise

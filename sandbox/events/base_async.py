@@ -126,6 +126,10 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     async def __anext__(self) -> E:
         """Return the next event, or end the iteration because the object is closed."""
+        # What came with an earlier one, without a second coroutine: that would cost as much as the rest.
+        cache = self._cache
+        if cache and self._registered and not self._waiters:
+            return cache.popleft()
         try:
             return await self.get()
         except ValueError:

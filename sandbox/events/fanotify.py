@@ -17,7 +17,7 @@ import warnings
 import weakref
 from itertools import repeat
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from sandbox.events._fanotify_group import Group
 from sandbox.events._mask import Says
@@ -28,6 +28,8 @@ from sandbox.primitives._call import Fd, StrOrBytesPath, fd_of, in_range, os_err
 from sandbox.primitives.fanotify import *  # noqa: F403  # Butter's module offers the constants
 from sandbox.primitives.fanotify import (
     FAN_DENY_ERRNO,
+    FAN_NOFD,
+    FAN_NOPIDFD,
     FanotifyAudit,
     FanotifyBatch,
     FanotifyColumns,
@@ -43,6 +45,7 @@ from sandbox.primitives.fanotify import (
 __all__ = [*_primitives.__all__, "Fanotify", "FanotifyEvent", "Fanotify_async", "str_to_events"]
 
 _AT_FDCWD = -100
+_close = os.close
 # Plain ints: arithmetic with an IntFlag costs ten times as much.
 _ALLOW, _DENY, _AUDIT = (int(FanotifyResponse[name]) for name in ("ALLOW", "DENY", "AUDIT"))
 _PERMISSION = int(
@@ -61,54 +64,38 @@ _Rest = tuple[bytes | None, bytes | None, str | None, tuple[int, int] | None, in
 _NOTHING: _Rest = (None,) * 6
 
 
-class FanotifyEvent:
+class _Fields(NamedTuple):
+    mask: int
+    fd: int
+    pid: int
+    pidfd: int
+    directory_handle: bytes | None
+    name: str | None
+    rest: _Rest
+    group: Group | None
+
+
+class FanotifyEvent(_Fields):
     """One event; it owns its descriptors, and leaving its `with` block answers, if need be, and closes them.
+
+    It is a tuple because that is made fastest, but compares by identity.
 
     Attributes:
         mask: What happened, a plain int; `flags` is the same as FanotifyMask.
-        fd: Descriptor of the file; FAN_NOFD where the group reports handles, or for an overflow. Below
-            FAN_NOFD it is the errno of the open that failed, negated; a question about such a file is
-            denied by the kernel.
+        fd: Descriptor of the file; FAN_NOFD where the group reports handles, or for an overflow, and once closed.
+            Below FAN_NOFD it is the errno of the open that failed, negated; the kernel denies a question about
+            such a file itself.
         pid: Who did it: a process, or a thread with REPORT_TID; 0 when it is not in this pid namespace.
         pidfd: Descriptor of that process with REPORT_PIDFD; negative without, or when the process is gone.
-        directory_handle: With REPORT_DIR_FID: file system id and handle of the directory; compares equal
-            for one directory.
+        directory_handle: With REPORT_DIR_FID: file system id and handle of the directory; compares equal for one
+            directory.
         name: With REPORT_NAME: the entry of that directory, "." for itself; by surrogateescape.
     """
 
-    __slots__ = (
-        "_group",
-        "_rest",
-        "_waiting",
-        "directory_handle",
-        "fd",
-        "mask",
-        "name",
-        "pid",
-        "pidfd",
-    )
-
-    def __init__(
-        self,
-        group: Group | None,
-        mask: int,
-        fd: int,
-        pid: int,
-        pidfd: int,
-        directory_handle: bytes | None,
-        name: str | None,
-        rest: _Rest,
-    ) -> None:
-        self._group = group
-        self._rest = rest
-        # Whether somebody waits for the answer.
-        self._waiting = mask & _PERMISSION != 0 and fd >= 0 and group is not None
-        self.mask = mask
-        self.fd = fd
-        self.pid = pid
-        self.pidfd = pidfd
-        self.directory_handle = directory_handle
-        self.name = name
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
 
     access_event = Says(FanotifyMask.ACCESS, "Whether a file was read.")
     modify_event = Says(FanotifyMask.MODIFY, "Whether a file was written.")
@@ -146,32 +133,32 @@ class FanotifyEvent:
     @property
     def file_handle(self) -> bytes | None:
         """With REPORT_FID: file system id and handle of the file itself."""
-        return self._rest[0]
+        return self.rest[0]
 
     @property
     def new_directory_handle(self) -> bytes | None:
         """Of a `rename_event`: handle of the directory that the entry was moved to."""
-        return self._rest[1]
+        return self.rest[1]
 
     @property
     def new_name(self) -> str | None:
         """Of a `rename_event`: the name that the entry was given."""
-        return self._rest[2]
+        return self.rest[2]
 
     @property
     def range(self) -> tuple[int, int] | None:
         """Of a `pre_access_event`: offset and count in bytes; None where the access has no range."""
-        return self._rest[3]
+        return self.rest[3]
 
     @property
     def mount_id(self) -> int | None:
         """Of a mount event: the unique id of the mount, as for statmount(2)."""
-        return self._rest[4]
+        return self.rest[4]
 
     @property
     def error(self) -> tuple[int, int] | None:
         """Of a `fs_error_event`: the first errno, and how many errors there were since the last event."""
-        return self._rest[5]
+        return self.rest[5]
 
     # ── names ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,10 +175,13 @@ class FanotifyEvent:
                 (the event is about no file), or the errno of an open that failed.
             ValueError: The event is closed.
         """
-        if self.fd >= 0:
-            return os.readlink(f"/proc/self/fd/{self.fd}")
-        if self.fd < -1:
-            raise os_error(-self.fd)
+        fd = self.fd
+        if fd >= 0:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        if fd < -1:
+            raise os_error(-fd)
+        if self[1] >= 0:
+            raise ValueError(CLOSED)
         return self._path(self.directory_handle or self.file_handle, self.name)
 
     @property
@@ -200,12 +190,10 @@ class FanotifyEvent:
         return self._path(self.new_directory_handle, self.new_name)
 
     def _path(self, handle: bytes | None, name: str | None) -> str:
-        if handle is None or self._group is None:
-            if self._rest is _NOTHING and self.mask & _PERMISSION:
-                raise ValueError(CLOSED)
+        if handle is None or self.group is None:
             raise os_error(_errno.ENODATA)
-        directory = self._group.path(handle)
-        return directory if name in (None, ".") else os.path.join(directory, str(name))
+        directory = self.group.path(handle)
+        return directory if name is None or name == "." else os.path.join(directory, name)
 
     # ── answers ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,18 +229,8 @@ class FanotifyEvent:
         plain = errno is None or errno == _errno.EPERM
         self._answer(_DENY if plain or errno is None else FAN_DENY_ERRNO(errno), audit)
 
-    def _answer(self, response: int, audit: FanotifyAudit | bool) -> None:
-        group = self._group
-        if not self._waiting or group is None:
-            why = "was answered before" if self.mask & _PERMISSION else "is not a question"
-            raise ValueError(f"the event cannot be answered: it {why}")
-        if group.fd < 0:
-            raise ValueError("the event cannot be answered: its group is closed")
-        response |= _AUDIT if audit else 0
-        group.answer(self.fd, response, audit if isinstance(audit, FanotifyAudit) else None)
-        self._waiting = False
-
-    # ── its end ────────────────────────────────────────────────────────────────────────────────────────────
+    def _answer(self, response: int, audit: FanotifyAudit | bool) -> None:  # noqa: ARG002
+        raise ValueError("the event cannot be answered: it is not a question of an open group")
 
     def close(self) -> None:
         """Answer a question that nobody answered as the group does by default, and close the descriptors.
@@ -262,22 +240,6 @@ class FanotifyEvent:
         Raises:
             OSError: EBADF (somebody else closed a descriptor).
         """
-        group = self._group
-        if group is None:
-            return
-        try:
-            if self._waiting:
-                self._waiting = False
-                if group.fd >= 0:
-                    group.answer(self.fd, group.default)
-        finally:
-            fd = self.fd
-            if fd >= 0:
-                self.fd = -1
-                os.close(fd)
-            if self.pidfd >= 0:
-                pidfd, self.pidfd = self.pidfd, -1
-                os.close(pidfd)
 
     def __enter__(self) -> Self:
         """Return the event itself."""
@@ -297,12 +259,54 @@ class FanotifyEvent:
 class _OwningEvent(FanotifyEvent):
     """An event with descriptors: they are closed, and whoever waits is answered, when it is dropped."""
 
-    __slots__ = ()
+    _open = True
+    _answered = False
+
+    @property
+    def fd(self) -> int:
+        return self[1] if self._open or self[1] < 0 else FAN_NOFD
+
+    @property
+    def pidfd(self) -> int:
+        return self[3] if self._open or self[3] < 0 else FAN_NOPIDFD
+
+    def _answer(self, response: int, audit: FanotifyAudit | bool) -> None:
+        mask, fd, *_, group = self
+        if not mask & _PERMISSION:
+            raise ValueError("the event cannot be answered: it is not a question")
+        if fd < 0:
+            raise ValueError("the event cannot be answered: the kernel denied it, having no descriptor for it")
+        if self._answered or not self._open:
+            raise ValueError("the event cannot be answered: it was answered before")
+        if group is None or group.fd < 0:
+            raise ValueError("the event cannot be answered: its group is closed")
+        response |= _AUDIT if audit else 0
+        group.answer(fd, response, audit if isinstance(audit, FanotifyAudit) else None)
+        self._answered = True
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            # By index: every event is closed, and this is what it costs.
+            try:
+                if self[0] & _PERMISSION and not self._answered:
+                    self._answer_by_default()
+            finally:
+                if self[1] >= 0:
+                    _close(self[1])
+                if self[3] >= 0:
+                    _close(self[3])
+
+    def _answer_by_default(self) -> None:
+        group = self.group
+        if self[1] >= 0 and group is not None and group.fd >= 0:
+            group.answer(self[1], group.default)
 
     def __del__(self) -> None:
-        group = self._group
-        if group is not None and (self.fd >= 0 or self.pidfd >= 0):
-            if not group.inherited:
+        if not self._open:
+            return
+        if self[1] >= 0 or self[3] >= 0:
+            if self.group is not None and not self.group.inherited:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2)
             self.close()
 
@@ -312,7 +316,8 @@ def _events(columns: FanotifyColumns, group: Group | None, kind: type[FanotifyEv
     # A group without such records has one shared tuple for all of its events.
     absent = all(column is rest[0] for column in rest)
     rests = repeat(_NOTHING) if absent else zip(*rest)  # noqa: B905  # equally long
-    return list(map(kind, repeat(group), mask, fd, pid, pidfd, directory, name, rests))
+    rows = zip(mask, fd, pid, pidfd, directory, name, rests, repeat(group))
+    return list(map(tuple.__new__, repeat(kind), rows))
 
 
 def str_to_events(records: bytes) -> list[FanotifyEvent]:

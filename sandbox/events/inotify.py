@@ -40,11 +40,19 @@ __all__ = [
     "watch",
 ]
 
-# Butter's table, both ways: event_name[0x100] is "IN_CREATE", event_name["IN_CREATE"] is 0x100.
-event_name: dict[str | int, str | int] = {}
-for _bit in InotifyMask:
-    event_name[f"IN_{_bit.name}"] = int(_bit)
-    event_name[int(_bit)] = f"IN_{_bit.name}"
+
+def event_name(mask: int) -> str:
+    """Return the names of the bits of a mask, as "IN_CREATE|IN_ISDIR"; what has no name is a number.
+
+    Args:
+        mask: The mask of an event.
+    """
+    names = []
+    for bit in InotifyMask:
+        if bit.bit_count() == 1 and mask & bit:
+            names.append(f"IN_{bit.name}")
+            mask &= ~bit
+    return "|".join([*names, *([f"{mask:#x}"] if mask else [])])
 
 
 class _Fields(NamedTuple):

@@ -280,12 +280,15 @@ FAN_ALL_OUTGOING_EVENTS: Final = 0x3403B
 
 
 def FAN_DENY_ERRNO(number: int) -> int:  # noqa: N802  # the header's name
-    """Return the response that denies with an errno of the caller's choice.
+    """Return the response that denies with an errno of the caller's choice, in a group of FAN_CLASS_PRE_CONTENT.
 
     Args:
         number: EPERM, EIO, EBUSY, ETXTBSY, EAGAIN, ENOSPC or EDQUOT; the kernel refuses others. 1 to 255.
 
-    See fanotify(7). Since Linux 6.14, in groups of FAN_CLASS_PRE_CONTENT.
+    Raises:
+        ValueError: Not within 1 to 255.
+
+    See fanotify(7). Since Linux 6.14.
     """
     return int(FanotifyResponse.DENY) | in_range(number, 1, 255, "number") << 24
 
@@ -342,6 +345,7 @@ class FanotifyColumns(NamedTuple):
 _FID = 1 << FAN_EVENT_INFO_TYPE_FID
 _DIRECTORY = 1 << FAN_EVENT_INFO_TYPE_DFID_NAME | 1 << FAN_EVENT_INFO_TYPE_DFID | 1 << FAN_EVENT_INFO_TYPE_OLD_DFID_NAME
 _NEW = 1 << FAN_EVENT_INFO_TYPE_NEW_DFID_NAME
+_PIDFD = 1 << FAN_EVENT_INFO_TYPE_PIDFD
 _RANGE = 1 << FAN_EVENT_INFO_TYPE_RANGE
 _MOUNT = 1 << FAN_EVENT_INFO_TYPE_MNT
 _ERROR = 1 << FAN_EVENT_INFO_TYPE_ERROR
@@ -355,12 +359,15 @@ class FanotifyBatch:
             in the moment of the read, so the size is what bounds their number: 24 bytes an event.
     """
 
-    __slots__ = ("_batch", "_size")
+    __slots__ = ("_batch", "_fd", "_mask", "_pid", "_size")
 
     def __init__(self, size: int = 32768) -> None:
         self._size = in_range(size, 24, lib.SANDBOX_FANOTIFY_BYTES, "size")
         # Not cleared: each read says how much of it is valid.
-        self._batch: Any = ffi.new_allocator(should_clear_after_alloc=False)("struct sandbox_fanotify_batch *")
+        allocate = ffi.new_allocator(should_clear_after_alloc=False)
+        self._batch: Any = allocate("struct sandbox_fanotify_batch *")
+        # The columns that every event has.
+        self._mask, self._fd, self._pid = self._batch.mask, self._batch.fd, self._batch.pid
 
     def read(self, fd: int) -> FanotifyColumns | None:
         """Read once; None when a non-blocking descriptor has nothing.
@@ -397,6 +404,9 @@ class FanotifyBatch:
         kinds = batch.kinds
         # One object for all columns that are absent, by which they are known.
         nothing = (None,) * count
+        if not kinds:
+            masks, fds, pids = (unpack(column, count) for column in (self._mask, self._fd, self._pid))
+            return FanotifyColumns(masks, fds, pids, (FAN_NOPIDFD,) * count, *[nothing] * 8)
         directory: Sequence[bytes | None] = nothing
         subject: Sequence[bytes | None] = nothing
         new_directory: Sequence[bytes | None] = nothing
@@ -409,10 +419,10 @@ class FanotifyBatch:
             if kinds & _NEW:
                 new_directory = list(map(handles.__getitem__, unpack(batch.new_directory, count)))
         return FanotifyColumns(
-            unpack(batch.mask, count),
-            unpack(batch.fd, count),
-            unpack(batch.pid, count),
-            unpack(batch.pidfd, count),
+            unpack(self._mask, count),
+            unpack(self._fd, count),
+            unpack(self._pid, count),
+            unpack(batch.pidfd, count) if kinds & _PIDFD else (FAN_NOPIDFD,) * count,
             directory,
             self._names(batch.names, batch.names_size, batch.named == count) if batch.named else nothing,
             subject,

@@ -23,8 +23,6 @@ _HEAD = struct.Struct("=Ii")  # struct file_handle: bytes that follow, type
 class HandleFlags(IntFlag):
     """What `name_to_handle_at` takes beside AT_EMPTY_PATH and AT_SYMLINK_FOLLOW."""
 
-    EMPTY_PATH = 0x1000
-    SYMLINK_FOLLOW = 0x400
     HANDLE_FID = 0x200
     HANDLE_MNT_ID_UNIQUE = 0x001
     HANDLE_CONNECTABLE = 0x002

@@ -243,6 +243,9 @@ def inotify_barrier(directory: Fd) -> None:
     Args:
         directory: An open directory, not with O_PATH only.
 
+    Raises:
+        TypeError: Neither a descriptor nor an object with fileno().
+
     See inotify(7). Since Linux 4.7.
     """
     lib.sandbox_inotify_barrier(fd_of(directory, "directory"))

@@ -32,7 +32,11 @@ pytestmark = pytest.mark.skipif(libseccomp.library() is None, reason="needs libs
 ROOT = Path(__file__).resolve().parents[3]
 PROFILES = sorted(
     path
-    for place in (ROOT.parent / "shared", ROOT.parent.parent / "shared", Path(os.environ.get("SANDBOX_SHARED", "/nowhere")))
+    for place in (
+        ROOT.parent / "shared",
+        ROOT.parent.parent / "shared",
+        Path(os.environ.get("SANDBOX_SHARED", "/nowhere")),
+    )
     for path in (place / "data" / "seccomp").glob("*.json")
 )
 OPERATIONS = {
@@ -95,7 +99,8 @@ def from_profile(
         if not included(entry, capabilities) or action == default:
             continue
         args = [
-            (one["index"], OPERATIONS[one["op"]], one["value"], one.get("valueTwo", 0)) for one in entry.get("args") or ()
+            (one["index"], OPERATIONS[one["op"]], one["value"], one.get("valueTwo", 0))
+            for one in entry.get("args") or ()
         ]
         for name in entry["names"]:
             for index, _, first, second in args:
