@@ -70,6 +70,40 @@ class RecursiveEvent(InotifyEvent):
         return f"{super().__repr__()[:-1]}, {rest})"
 
 
+class _Reports:
+    """The events that are to be reported; apart from the object, which so is in no circle and ends when dropped."""
+
+    def __init__(self) -> None:
+        self._events: list[RecursiveEvent] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._events)
+
+    def take(self) -> list[RecursiveEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def add(
+        self,
+        node: Directory,
+        mask: int,
+        cookie: int = 0,
+        name: str = "",
+        *,
+        found: bool = False,
+        old_path: str | None = None,
+    ) -> None:
+        event = RecursiveEvent(node.wd, mask, cookie, name)
+        event.path = node.prefix + name if name else node.path
+        event.found = found
+        event.old_path = old_path
+        self._events.append(event)
+
+    def add_found(self, node: Directory, name: str, is_directory: bool, is_there: bool) -> None:
+        mask = (_CREATE if is_there else _DELETE) | (_ISDIR if is_directory else 0)
+        self.add(node, mask, 0, name, found=True)
+
+
 class RecursiveInotify(EventLike[RecursiveEvent]):
     """Watches a directory and everything below it, whatever is made, moved or removed meanwhile.
 
@@ -126,9 +160,9 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
             self._root_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | follow)
             self._descriptors.append(self._root_fd)
             watched = self._mask | _ENTRIES | int(IN_ONLYDIR) | mask & int(IN_EXCL_UNLINK)
-            self._out: list[RecursiveEvent] = []
+            self._reports = _Reports()
             self._unread = Unread(self._fd)
-            self._tree = WatchedTree(self._fd, self._root_fd, given, watched, self._unread, self._report_found)
+            self._tree = WatchedTree(self._fd, self._root_fd, given, watched, self._unread, self._reports.add_found)
             self.unwatched = self._tree.unwatched
             self._tree.start(report=existing)
             self._tree.settle(report=existing)
@@ -140,7 +174,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
         except BaseException:
             self.close()
             raise
-        self._cache.extend(self._take())
+        self._cache.extend(self._reports.take())
 
     @property
     def directories(self) -> list[str]:
@@ -160,37 +194,14 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
         self._apply()
         self._tree.settle()
         self._apply()  # what the looks have read
-        if not self._out:
+        if not self._reports:
             self._raise_failure()
-        return self._take()
-
-    def _take(self) -> list[RecursiveEvent]:
-        out, self._out = self._out, []
-        return out
+        return self._reports.take()
 
     def _raise_failure(self) -> None:
         failure, self._tree.failure = self._tree.failure, None
         if failure is not None:
             raise failure
-
-    def _report(
-        self,
-        node: Directory,
-        mask: int,
-        cookie: int = 0,
-        name: str = "",
-        found: bool = False,
-        old_path: str | None = None,
-    ) -> None:
-        event = RecursiveEvent(node.wd, mask, cookie, name)
-        event.path = node.prefix + name if name else node.path
-        event.found = found
-        event.old_path = old_path
-        self._out.append(event)
-
-    def _report_found(self, node: Directory, name: str, is_directory: bool, is_there: bool) -> None:
-        mask = (_CREATE if is_there else _DELETE) | (_ISDIR if is_directory else 0)
-        self._report(node, mask, 0, name, found=True)
 
     # ── events ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -202,7 +213,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
             node = tree.nodes.get(wd)
             if node is None:
                 if mask & _OVERFLOW:
-                    self._report(tree.root, mask)
+                    self._reports.add(tree.root, mask)
                     self._renames.clear()
                     tree.start(report=True)
             elif not name:
@@ -212,7 +223,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
             elif mask & _TREE:
                 self._apply_to_tree(node, mask, cookie, name)
             elif mask & wanted:
-                self._report(node, mask, cookie, name)
+                self._reports.add(node, mask, cookie, name)
 
     def _apply_to_itself(self, node: Directory, mask: int) -> None:
         """Apply an event of a watched directory itself."""
@@ -221,12 +232,12 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
             node.rename(os.path.join(os.readlink(f"/proc/self/fd/{self._root_fd}"), ""))
         # A directory that is deleted has left the tree by then; its own last event is reported all the same.
         if mask & _UNMOUNT or (mask & self._mask and (tree.holds(node) or mask & _DELETE_SELF)):
-            self._report(node, mask)
+            self._reports.add(node, mask)
         if mask & _UNMOUNT and node.parent is not None:
             tree.check_later(node.parent, node.name)  # the mount had covered it
         if mask & _IGNORED:
             if node is tree.root:
-                self._report(node, mask)
+                self._reports.add(node, mask)
             else:
                 tree.drop(node)
             del tree.nodes[node.wd]
@@ -237,7 +248,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
             self._arrive(node, mask, cookie, name)
             return
         if mask & self._mask:
-            self._report(node, mask, cookie, name)
+            self._reports.add(node, mask, cookie, name)
         if mask & _CREATE:
             self._tree.arrive(node, name)
         elif mask & _DELETE and name in node.children:
@@ -252,7 +263,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
         if is_stranger and name in node.children:
             self._leave_first(node, name)
         if mask & self._mask:
-            self._report(node, mask, cookie, name, old_path=old_path)
+            self._reports.add(node, mask, cookie, name, old_path=old_path)
         self._arrivals[node.wd, name] = None
         if len(self._arrivals) > _RENAMES_KEPT:
             del self._arrivals[next(iter(self._arrivals))]
@@ -305,7 +316,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
             return
         _, mask, cookie, _ = self._unread.take(at)
         if mask & self._mask:
-            self._report(parent, mask, cookie, name)
+            self._reports.add(parent, mask, cookie, name)
         self._renames[cookie] = parent.prefix + name
         if mask & _ISDIR and replaced is not None:
             self._tree.check_later(parent, name)
