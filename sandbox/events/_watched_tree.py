@@ -26,9 +26,11 @@ from sandbox.primitives.files import RESOLVE_NO_SYMLINKS, openat2
 from sandbox.primitives.inotify import (
     IN_CREATE,
     IN_DELETE,
+    IN_MASK_ADD,
     IN_MOVE,
     IN_MOVE_SELF,
     IN_MOVED_FROM,
+    IN_ONLYDIR,
     InotifyBatch,
     inotify_add_watch,
     inotify_barrier,
@@ -179,6 +181,7 @@ class WatchedTree:
         self._report = report
         self._later: dict[tuple[Directory, str], int] = {}  # how often it was tried
         self._lost = False  # start() has to be tried again
+        self._above = -1  # the watch of the directory that the root is in
         self.root = Directory(-1, os.fstat(root_fd), os.path.join(path, ""))
         # By watch descriptor. One that left the tree stays until the kernel says that its watch is gone.
         self.nodes: dict[int, Directory] = {}
@@ -204,14 +207,35 @@ class WatchedTree:
         self._later.clear()
         try:
             wd = inotify_add_watch(self._fd, f"/proc/self/fd/{fd}", self._mask | int(IN_MOVE_SELF))
+            self._watch_above()
             self.root = Directory(wd, os.fstat(fd), self.root.prefix)
             self.nodes[wd] = self.root
             names = iter(self._list(self.root, fd, report))
             self._scan(self.root, fd, names, report=report, announce=False)
         finally:
             os.close(fd)
-        for wd in before.keys() - self.nodes.keys():
+        for wd in before.keys() - self.nodes.keys() - {self._above}:
             self._remove_watch(wd)
+
+    def _watch_above(self) -> None:
+        """Watch for the end of the root: it is held open, so that it has no last event of its own."""
+        try:
+            mask = int(IN_DELETE | IN_ONLYDIR | IN_MASK_ADD)
+            self._above = inotify_add_watch(self._fd, f"/proc/self/fd/{self._root_fd}/..", mask)
+        except PermissionError:
+            self._above = -1  # then nobody says it
+
+    def move_root(self) -> None:
+        """Take over that the root itself was moved."""
+        self.root.rename(os.path.join(os.readlink(f"/proc/self/fd/{self._root_fd}"), ""))
+        if self._above not in (-1, self.root.wd):
+            self._remove_watch(self._above)
+        self._watch_above()
+
+    def look_above(self, wd: int) -> None:
+        """Remove the watch of the root, which says so with an event, if it was deleted."""
+        if wd == self._above and os.fstat(self._root_fd).st_nlink == 0:
+            self._remove_watch(self.root.wd)
 
     def arrive(self, parent: Directory, name: str) -> None:
         """Watch a directory that an event says has come, and report what is in it."""
@@ -272,12 +296,14 @@ class WatchedTree:
         if self._lost:
             self._lost = False
             self.start(report=report)
-        later, self._later = self._later, {}
-        for (parent, name), tries in later.items():
-            if tries < _TRIES and self.holds(parent) and not self._is_unread(parent, name):
-                self._look(parent, name, report=report, announce=report)
-                if (parent, name) in self._later:
-                    self._later[parent, name] = tries + 1
+        tried: dict[tuple[Directory, str], int] = {}
+        while self._later.keys() - tried.keys():
+            tried, self._later = self._later, {}
+            for (parent, name), tries in tried.items():
+                if tries < _TRIES and self.holds(parent) and not self._is_unread(parent, name):
+                    self._look(parent, name, report=report, announce=report)
+                    if (parent, name) in self._later:
+                        self._later[parent, name] = tries + 1
 
     # ── looking at the disk ────────────────────────────────────────────────────────────────────────────────
 

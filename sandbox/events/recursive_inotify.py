@@ -216,6 +216,8 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
                     self._reports.add(tree.root, mask)
                     self._renames.clear()
                     tree.start(report=True)
+                elif mask & _DELETE:
+                    tree.look_above(wd)
             elif not name:
                 self._apply_to_itself(node, mask)
             elif not tree.holds(node):
@@ -229,7 +231,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
         """Apply an event of a watched directory itself."""
         tree = self._tree
         if node is tree.root and mask & _MOVE_SELF:
-            node.rename(os.path.join(os.readlink(f"/proc/self/fd/{self._root_fd}"), ""))
+            tree.move_root()
         # A directory that is deleted has left the tree by then; its own last event is reported all the same.
         if mask & _UNMOUNT or (mask & self._mask and (tree.holds(node) or mask & _DELETE_SELF)):
             self._reports.add(node, mask)
