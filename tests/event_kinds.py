@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,15 +23,21 @@ from sandbox.events import (
     Eventfd_async,
     EventLike,
     EventLike_async,
+    Fanotify,
+    Fanotify_async,
+    Inotify,
+    Inotify_async,
     Pidfd,
     Pidfd_async,
+    RecursiveInotify,
+    RecursiveInotify_async,
     Signalfd,
     Signalfd_async,
     Timerfd,
     Timerfd_async,
     TimerVal,
 )
-from sandbox.primitives import rt_tgsigqueueinfo
+from sandbox.primitives import FAN_ATTRIB, FAN_ONDIR, FAN_REPORT_FID, IN_ATTRIB, rt_tgsigqueueinfo
 
 
 def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
@@ -41,7 +48,11 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
             # libuv keeps the pipe of its first loop for the life of the process.
             sys.modules["uvloop"].new_event_loop().close()
         before = harness.footprint()
-        test(*args, **kwargs)
+        try:
+            test(*args, **kwargs)
+        finally:
+            if os.getpid() in _folders:
+                os.rmdir(_folders.pop(os.getpid()))
         after = harness.footprint(settle=before)
         assert before == after, "the test left something behind"
 
@@ -159,6 +170,36 @@ def _complete(one: Any) -> None:
     poll.poll(1000)
 
 
+_folders: dict[int, str] = {}
+
+
+def _watched() -> str:
+    """Return a directory of this process alone, which in_own_process removes."""
+    pid = os.getpid()
+    if pid not in _folders:
+        _folders[pid] = tempfile.mkdtemp(prefix="sandbox-test-")
+    return _folders[pid]
+
+
+def _watching(make: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """Make an object of a kind that has nothing to tell before it watches something."""
+
+    def made(**options: Any) -> Any:
+        one = make(**options)
+        one.watch(_watched(), *arguments)
+        return one
+
+    return made
+
+
+def _watching_tree(make: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda **options: make(_watched(), IN_ATTRIB, **options)
+
+
+def _touch(_: Any) -> None:
+    os.utime(_watched())
+
+
 KINDS = [
     Kind("pipe", Pipe, Pipe_async, lambda one: os.write(getattr(one, "_source", one).writer, b"x") and None),
     Kind("eventfd", Eventfd, Eventfd_async, lambda one: one.increment()),
@@ -177,6 +218,14 @@ KINDS = [
             _complete,
         )
         for backend in ("io_uring", "linux_aio")
+    ),
+    Kind("inotify", _watching(Inotify, IN_ATTRIB), _watching(Inotify_async, IN_ATTRIB), _touch),
+    Kind("recursive-inotify", _watching_tree(RecursiveInotify), _watching_tree(RecursiveInotify_async), _touch),
+    Kind(
+        "fanotify",
+        _watching(functools.partial(Fanotify, FAN_REPORT_FID), FAN_ATTRIB | FAN_ONDIR),
+        _watching(functools.partial(Fanotify_async, FAN_REPORT_FID), FAN_ATTRIB | FAN_ONDIR),
+        _touch,
     ),
     Kind("pidfd", ChildPidfd, ChildPidfd_async, _end_child, endless=False),
 ]

@@ -173,4 +173,21 @@ struct sandbox_pidfd_info {
 _Static_assert(sizeof(struct sandbox_pidfd_info) == 72, "PIDFD_INFO_SIZE_VER1");
 #define SANDBOX_PIDFD_GET_INFO _IOWR(0xFF, 11, struct sandbox_pidfd_info)
 
+/* fanotify: information records and the rule in an audited answer. */
+#include <linux/fanotify.h>
+#ifndef FAN_EVENT_INFO_TYPE_RANGE
+#define FAN_EVENT_INFO_TYPE_RANGE 6 /* 6.14 */
+#endif
+#ifndef FAN_EVENT_INFO_TYPE_MNT
+#define FAN_EVENT_INFO_TYPE_MNT 7 /* 6.15 */
+#endif
+struct sandbox_fanotify_audit_rule { /* struct fanotify_response_info_audit_rule, 6.3 */
+    uint8_t type;
+    uint8_t pad;
+    uint16_t len;
+    uint32_t rule_number;
+    uint32_t subj_trust;
+    uint32_t obj_trust;
+};
+
 #endif

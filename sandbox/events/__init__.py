@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from sandbox.events.base import EventLike as EventLike
     from sandbox.events.base_async import EventLike_async as EventLike_async
     from sandbox.events.eventfd import *
+    from sandbox.events.fanotify import *  # type: ignore[assignment]  # each has a str_to_events
+    from sandbox.events.inotify import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.pidfd import *
+    from sandbox.events.recursive_inotify import *
     from sandbox.events.signalfd import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.timerfd import *
 
@@ -23,12 +26,23 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "base": ("EventLike",),
     "base_async": ("EventLike_async",),
     "eventfd": ("Eventfd", "Eventfd_async", "EventfdFlags"),
+    "fanotify": ("Fanotify", "FanotifyEvent", "FanotifyMask", "Fanotify_async"),
+    "inotify": ("Inotify", "InotifyEvent", "InotifyMask", "Inotify_async"),
+    "recursive_inotify": ("RecursiveEvent", "RecursiveInotify", "RecursiveInotify_async"),
     "pidfd": ("Pidfd", "PidfdEvent", "PidfdFlags", "Pidfd_async"),
     "signalfd": ("Signalfd", "SignalfdEvent", "SignalfdFlags", "Signalfd_async", "signum_to_signame"),
     "timerfd": ("TimerVal", "Timerfd", "TimerfdFlags", "TimerfdSettimeFlags", "Timerfd_async"),
 }
 # Constants are looked up in the module of their kind.
-_PREFIXES = {"EFD": "eventfd", "SFD": "signalfd", "TFD": "timerfd", "CLOCK": "timerfd", "PIDFD": "pidfd"}
+_PREFIXES = {
+    "EFD": "eventfd",
+    "FAN": "fanotify",
+    "IN": "inotify",
+    "SFD": "signalfd",
+    "TFD": "timerfd",
+    "CLOCK": "timerfd",
+    "PIDFD": "pidfd",
+}
 
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

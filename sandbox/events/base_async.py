@@ -150,9 +150,10 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     async def __anext__(self) -> E:
         """Return the next event, or end the iteration because the object is closed."""
-        # What the reader has fetched already, without another coroutine for each event.
-        if self._cache and self._registered and self._loop is not None and self._loop.is_running():
-            return self._cache.popleft()
+        # What came with an earlier one, without a second coroutine: that would cost as much as the rest.
+        cache = self._cache
+        if cache and self._registered and not self._waiters and self._loop is not None and self._loop.is_running():
+            return cache.popleft()
         try:
             return await self.get()
         except ValueError:

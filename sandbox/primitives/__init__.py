@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from sandbox.primitives.capabilities import *
     from sandbox.primitives.credentials import *
     from sandbox.primitives.eventfds import *
+    from sandbox.primitives.fanotify import *
+    from sandbox.primitives.file_handles import *
     from sandbox.primitives.files import *
     from sandbox.primitives.fscontext import *
+    from sandbox.primitives.inotify import *
     from sandbox.primitives.io_uring import *
     from sandbox.primitives.io_uring_numbers import *
     from sandbox.primitives.landlock import *
@@ -40,8 +43,11 @@ _FAMILIES = (
     "capabilities",
     "credentials",
     "eventfds",
+    "fanotify",
+    "file_handles",
     "files",
     "fscontext",
+    "inotify",
     "io_uring",
     "io_uring_numbers",
     "landlock",

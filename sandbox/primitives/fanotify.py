@@ -1,0 +1,555 @@
+"""fanotify(7): watching files, directories, mounts and file systems, and deciding about access to them."""
+
+import errno
+import os
+from collections.abc import Sequence
+from enum import IntFlag
+from typing import Any, Final, NamedTuple
+
+from sandbox._native import ffi, lib
+from sandbox.primitives._call import Fd, StrOrBytesPath, check, fd_of, in_range, os_error, path_bytes
+
+__all__ = [
+    "fanotify_init",
+    "fanotify_mark",
+    "fanotify_read",
+    "fanotify_split",
+    "fanotify_respond",
+    "FAN_DENY_ERRNO",
+    "FanotifyAudit",
+    "FanotifyBatch",
+    "FanotifyColumns",
+    "FanotifyInit",
+    "FanotifyMark",
+    "FanotifyMask",
+    "FanotifyResponse",
+    "FAN_CLOEXEC",
+    "FAN_NONBLOCK",
+    "FAN_CLASS_NOTIF",
+    "FAN_CLASS_CONTENT",
+    "FAN_CLASS_PRE_CONTENT",
+    "FAN_UNLIMITED_QUEUE",
+    "FAN_UNLIMITED_MARKS",
+    "FAN_ENABLE_AUDIT",
+    "FAN_REPORT_PIDFD",
+    "FAN_REPORT_TID",
+    "FAN_REPORT_FID",
+    "FAN_REPORT_DIR_FID",
+    "FAN_REPORT_NAME",
+    "FAN_REPORT_TARGET_FID",
+    "FAN_REPORT_FD_ERROR",
+    "FAN_REPORT_MNT",
+    "FAN_REPORT_DFID_NAME",
+    "FAN_REPORT_DFID_NAME_TARGET",
+    "FAN_MARK_ADD",
+    "FAN_MARK_REMOVE",
+    "FAN_MARK_DONT_FOLLOW",
+    "FAN_MARK_ONLYDIR",
+    "FAN_MARK_INODE",
+    "FAN_MARK_MOUNT",
+    "FAN_MARK_IGNORED_MASK",
+    "FAN_MARK_IGNORED_SURV_MODIFY",
+    "FAN_MARK_FLUSH",
+    "FAN_MARK_FILESYSTEM",
+    "FAN_MARK_MNTNS",
+    "FAN_MARK_EVICTABLE",
+    "FAN_MARK_IGNORE",
+    "FAN_MARK_IGNORE_SURV",
+    "FAN_ACCESS",
+    "FAN_MODIFY",
+    "FAN_ATTRIB",
+    "FAN_CLOSE_WRITE",
+    "FAN_CLOSE_NOWRITE",
+    "FAN_OPEN",
+    "FAN_MOVED_FROM",
+    "FAN_MOVED_TO",
+    "FAN_CREATE",
+    "FAN_DELETE",
+    "FAN_DELETE_SELF",
+    "FAN_MOVE_SELF",
+    "FAN_OPEN_EXEC",
+    "FAN_Q_OVERFLOW",
+    "FAN_FS_ERROR",
+    "FAN_OPEN_PERM",
+    "FAN_ACCESS_PERM",
+    "FAN_OPEN_EXEC_PERM",
+    "FAN_PRE_ACCESS",
+    "FAN_MNT_ATTACH",
+    "FAN_MNT_DETACH",
+    "FAN_EVENT_ON_CHILD",
+    "FAN_RENAME",
+    "FAN_ONDIR",
+    "FAN_CLOSE",
+    "FAN_MOVE",
+    "FAN_ALLOW",
+    "FAN_DENY",
+    "FAN_AUDIT",
+    "FAN_INFO",
+    "FAN_EVENT_INFO_TYPE_FID",
+    "FAN_EVENT_INFO_TYPE_DFID_NAME",
+    "FAN_EVENT_INFO_TYPE_DFID",
+    "FAN_EVENT_INFO_TYPE_PIDFD",
+    "FAN_EVENT_INFO_TYPE_ERROR",
+    "FAN_EVENT_INFO_TYPE_RANGE",
+    "FAN_EVENT_INFO_TYPE_MNT",
+    "FAN_EVENT_INFO_TYPE_OLD_DFID_NAME",
+    "FAN_EVENT_INFO_TYPE_NEW_DFID_NAME",
+    "FAN_NOFD",
+    "FAN_NOPIDFD",
+    "FAN_EPIDFD",
+    "FAN_RESPONSE_INFO_NONE",
+    "FAN_RESPONSE_INFO_AUDIT_RULE",
+    "FANOTIFY_METADATA_VERSION",
+    "FAN_ALL_CLASS_BITS",
+    "FAN_ALL_INIT_FLAGS",
+    "FAN_ALL_MARK_FLAGS",
+    "FAN_ALL_EVENTS",
+    "FAN_ALL_PERM_EVENTS",
+    "FAN_ALL_OUTGOING_EVENTS",
+]
+
+_AT_FDCWD = -100
+
+
+class FanotifyInit(IntFlag):
+    """Flags of `fanotify_init` (FAN_*); the class bits are values, not flags."""
+
+    CLOEXEC = 0x1
+    NONBLOCK = 0x2
+    CLASS_NOTIF = 0x0
+    CLASS_CONTENT = 0x4
+    CLASS_PRE_CONTENT = 0x8
+    UNLIMITED_QUEUE = 0x10
+    UNLIMITED_MARKS = 0x20
+    ENABLE_AUDIT = 0x40  # 4.15
+    REPORT_PIDFD = 0x80  # 5.15
+    REPORT_TID = 0x100  # 4.20
+    REPORT_FID = 0x200  # 5.1
+    REPORT_DIR_FID = 0x400  # 5.9
+    REPORT_NAME = 0x800  # 5.9
+    REPORT_TARGET_FID = 0x1000  # 5.17
+    REPORT_FD_ERROR = 0x2000  # 6.13
+    REPORT_MNT = 0x4000  # 6.15
+    REPORT_DFID_NAME = REPORT_DIR_FID | REPORT_NAME
+    REPORT_DFID_NAME_TARGET = REPORT_DFID_NAME | REPORT_FID | REPORT_TARGET_FID
+
+
+class FanotifyMark(IntFlag):
+    """What `fanotify_mark` does, and to what (FAN_MARK_*); INODE, MOUNT, FILESYSTEM and MNTNS are values."""
+
+    ADD = 0x1
+    REMOVE = 0x2
+    DONT_FOLLOW = 0x4
+    ONLYDIR = 0x8
+    INODE = 0x0
+    MOUNT = 0x10
+    IGNORED_MASK = 0x20
+    IGNORED_SURV_MODIFY = 0x40
+    FLUSH = 0x80
+    FILESYSTEM = 0x100  # 4.20
+    MNTNS = 0x110  # 6.15
+    EVICTABLE = 0x200  # 5.19
+    IGNORE = 0x400  # 6.0
+    IGNORE_SURV = IGNORE | IGNORED_SURV_MODIFY
+
+
+class FanotifyMask(IntFlag):
+    """What to watch for, and what an event says (FAN_*)."""
+
+    ACCESS = 0x1  # A file was read.
+    MODIFY = 0x2  # A file was written.
+    ATTRIB = 0x4  # Metadata changed (5.1).
+    CLOSE_WRITE = 0x8  # A file opened for writing was closed.
+    CLOSE_NOWRITE = 0x10  # One not opened for writing was closed.
+    OPEN = 0x20  # A file or directory was opened.
+    MOVED_FROM = 0x40  # An entry was moved away (5.1).
+    MOVED_TO = 0x80  # An entry was moved here (5.1).
+    CREATE = 0x100  # An entry was made (5.1).
+    DELETE = 0x200  # An entry was removed (5.1).
+    DELETE_SELF = 0x400  # The marked file itself was deleted (5.1).
+    MOVE_SELF = 0x800  # The marked file itself was moved (5.1).
+    OPEN_EXEC = 0x1000  # A file was opened to be executed (5.0).
+    Q_OVERFLOW = 0x4000  # Events were lost.
+    FS_ERROR = 0x8000  # The file system found itself broken (5.16).
+    OPEN_PERM = 0x10000  # May it be opened?
+    ACCESS_PERM = 0x20000  # May it be read?
+    OPEN_EXEC_PERM = 0x40000  # May it be opened to be executed (5.0)?
+    PRE_ACCESS = 0x100000  # May this range of its content be read or written (6.14)?
+    MNT_ATTACH = 0x1000000  # A mount was attached (6.15).
+    MNT_DETACH = 0x2000000  # A mount was detached (6.15).
+    EVENT_ON_CHILD = 0x8000000  # Events of the entries of a marked directory, too.
+    RENAME = 0x10000000  # An entry was renamed, both names in one event (5.17).
+    ONDIR = 0x40000000  # The subject is a directory.
+    CLOSE = CLOSE_WRITE | CLOSE_NOWRITE
+    MOVE = MOVED_FROM | MOVED_TO
+
+
+class FanotifyResponse(IntFlag):
+    """The answer to a permission event (FAN_ALLOW ...)."""
+
+    ALLOW = 0x1
+    DENY = 0x2
+    AUDIT = 0x10
+    INFO = 0x20  # 6.3
+
+
+FAN_CLOEXEC: Final = FanotifyInit.CLOEXEC
+FAN_NONBLOCK: Final = FanotifyInit.NONBLOCK
+FAN_CLASS_NOTIF: Final = FanotifyInit.CLASS_NOTIF
+FAN_CLASS_CONTENT: Final = FanotifyInit.CLASS_CONTENT
+FAN_CLASS_PRE_CONTENT: Final = FanotifyInit.CLASS_PRE_CONTENT
+FAN_UNLIMITED_QUEUE: Final = FanotifyInit.UNLIMITED_QUEUE
+FAN_UNLIMITED_MARKS: Final = FanotifyInit.UNLIMITED_MARKS
+FAN_ENABLE_AUDIT: Final = FanotifyInit.ENABLE_AUDIT
+FAN_REPORT_PIDFD: Final = FanotifyInit.REPORT_PIDFD
+FAN_REPORT_TID: Final = FanotifyInit.REPORT_TID
+FAN_REPORT_FID: Final = FanotifyInit.REPORT_FID
+FAN_REPORT_DIR_FID: Final = FanotifyInit.REPORT_DIR_FID
+FAN_REPORT_NAME: Final = FanotifyInit.REPORT_NAME
+FAN_REPORT_TARGET_FID: Final = FanotifyInit.REPORT_TARGET_FID
+FAN_REPORT_FD_ERROR: Final = FanotifyInit.REPORT_FD_ERROR
+FAN_REPORT_MNT: Final = FanotifyInit.REPORT_MNT
+FAN_REPORT_DFID_NAME: Final = FanotifyInit.REPORT_DFID_NAME
+FAN_REPORT_DFID_NAME_TARGET: Final = FanotifyInit.REPORT_DFID_NAME_TARGET
+FAN_MARK_ADD: Final = FanotifyMark.ADD
+FAN_MARK_REMOVE: Final = FanotifyMark.REMOVE
+FAN_MARK_DONT_FOLLOW: Final = FanotifyMark.DONT_FOLLOW
+FAN_MARK_ONLYDIR: Final = FanotifyMark.ONLYDIR
+FAN_MARK_INODE: Final = FanotifyMark.INODE
+FAN_MARK_MOUNT: Final = FanotifyMark.MOUNT
+FAN_MARK_IGNORED_MASK: Final = FanotifyMark.IGNORED_MASK
+FAN_MARK_IGNORED_SURV_MODIFY: Final = FanotifyMark.IGNORED_SURV_MODIFY
+FAN_MARK_FLUSH: Final = FanotifyMark.FLUSH
+FAN_MARK_FILESYSTEM: Final = FanotifyMark.FILESYSTEM
+FAN_MARK_MNTNS: Final = FanotifyMark.MNTNS
+FAN_MARK_EVICTABLE: Final = FanotifyMark.EVICTABLE
+FAN_MARK_IGNORE: Final = FanotifyMark.IGNORE
+FAN_MARK_IGNORE_SURV: Final = FanotifyMark.IGNORE_SURV
+FAN_ACCESS: Final = FanotifyMask.ACCESS
+FAN_MODIFY: Final = FanotifyMask.MODIFY
+FAN_ATTRIB: Final = FanotifyMask.ATTRIB
+FAN_CLOSE_WRITE: Final = FanotifyMask.CLOSE_WRITE
+FAN_CLOSE_NOWRITE: Final = FanotifyMask.CLOSE_NOWRITE
+FAN_OPEN: Final = FanotifyMask.OPEN
+FAN_MOVED_FROM: Final = FanotifyMask.MOVED_FROM
+FAN_MOVED_TO: Final = FanotifyMask.MOVED_TO
+FAN_CREATE: Final = FanotifyMask.CREATE
+FAN_DELETE: Final = FanotifyMask.DELETE
+FAN_DELETE_SELF: Final = FanotifyMask.DELETE_SELF
+FAN_MOVE_SELF: Final = FanotifyMask.MOVE_SELF
+FAN_OPEN_EXEC: Final = FanotifyMask.OPEN_EXEC
+FAN_Q_OVERFLOW: Final = FanotifyMask.Q_OVERFLOW
+FAN_FS_ERROR: Final = FanotifyMask.FS_ERROR
+FAN_OPEN_PERM: Final = FanotifyMask.OPEN_PERM
+FAN_ACCESS_PERM: Final = FanotifyMask.ACCESS_PERM
+FAN_OPEN_EXEC_PERM: Final = FanotifyMask.OPEN_EXEC_PERM
+FAN_PRE_ACCESS: Final = FanotifyMask.PRE_ACCESS
+FAN_MNT_ATTACH: Final = FanotifyMask.MNT_ATTACH
+FAN_MNT_DETACH: Final = FanotifyMask.MNT_DETACH
+FAN_EVENT_ON_CHILD: Final = FanotifyMask.EVENT_ON_CHILD
+FAN_RENAME: Final = FanotifyMask.RENAME
+FAN_ONDIR: Final = FanotifyMask.ONDIR
+FAN_CLOSE: Final = FanotifyMask.CLOSE
+FAN_MOVE: Final = FanotifyMask.MOVE
+FAN_ALLOW: Final = FanotifyResponse.ALLOW
+FAN_DENY: Final = FanotifyResponse.DENY
+FAN_AUDIT: Final = FanotifyResponse.AUDIT
+FAN_INFO: Final = FanotifyResponse.INFO
+FAN_EVENT_INFO_TYPE_FID: Final = 1
+FAN_EVENT_INFO_TYPE_DFID_NAME: Final = 2
+FAN_EVENT_INFO_TYPE_DFID: Final = 3
+FAN_EVENT_INFO_TYPE_PIDFD: Final = 4
+FAN_EVENT_INFO_TYPE_ERROR: Final = 5
+FAN_EVENT_INFO_TYPE_RANGE: Final = 6
+FAN_EVENT_INFO_TYPE_MNT: Final = 7
+FAN_EVENT_INFO_TYPE_OLD_DFID_NAME: Final = 10
+FAN_EVENT_INFO_TYPE_NEW_DFID_NAME: Final = 12
+FAN_NOFD: Final = -1
+FAN_NOPIDFD: Final = -1
+FAN_EPIDFD: Final = -2
+FAN_RESPONSE_INFO_NONE: Final = 0
+FAN_RESPONSE_INFO_AUDIT_RULE: Final = 1
+FANOTIFY_METADATA_VERSION: Final = 3
+# What the kernel's header calls deprecated: they do not grow with it.
+FAN_ALL_CLASS_BITS: Final = 0xC
+FAN_ALL_INIT_FLAGS: Final = 0x3F
+FAN_ALL_MARK_FLAGS: Final = 0xFF
+FAN_ALL_EVENTS: Final = 0x3B
+FAN_ALL_PERM_EVENTS: Final = 0x30000
+FAN_ALL_OUTGOING_EVENTS: Final = 0x3403B
+
+
+def FAN_DENY_ERRNO(number: int) -> int:  # noqa: N802  # the header's name
+    """Return the response that denies with an errno of the caller's choice, in a group of FAN_CLASS_PRE_CONTENT.
+
+    Args:
+        number: EPERM, EIO, EBUSY, ETXTBSY, EAGAIN, ENOSPC or EDQUOT; the kernel refuses others. 1 to 255.
+
+    Raises:
+        ValueError: Not within 1 to 255.
+
+    See fanotify(7). Since Linux 6.14.
+    """
+    return int(FanotifyResponse.DENY) | in_range(number, 1, 255, "number") << 24
+
+
+class FanotifyAudit(NamedTuple):
+    """The rule that decided, for the audit record of an answer (FAN_INFO with FAN_AUDIT, Linux 6.3).
+
+    Attributes:
+        rule: Number of the rule.
+        subject_trust: 0 not trusted, 1 trusted, 2 not known.
+        object_trust: The same for the file.
+    """
+
+    rule: int
+    subject_trust: int = 2
+    object_trust: int = 2
+
+
+class FanotifyColumns(NamedTuple):
+    """Fanotify events by column; None where an event, or the whole group, has no such thing.
+
+    A handle is opaque: the 8 bytes of the file system's id (statfs(2), f_fsid) and those of
+    struct file_handle. The descriptors belong to the caller, who closes them.
+
+    Attributes:
+        mask: What happened.
+        fd: Descriptor of the file, or negative: FAN_NOFD or, with REPORT_FD_ERROR, an errno.
+        pid: Who did it; 0 when it is not in this pid namespace.
+        pidfd: Descriptor of who did it, or negative: FAN_NOPIDFD, FAN_EPIDFD or an errno.
+        directory: Handle of the directory (DFID, DFID_NAME, OLD_DFID_NAME).
+        name: Name in that directory, "." for itself; by surrogateescape.
+        object: Handle of the file itself (FID).
+        new_directory: Handle of the directory that it was renamed to (NEW_DFID_NAME).
+        new_name: Name that it was renamed to.
+        range: Offset and count in bytes (RANGE).
+        mount: Unique id of a mount (MNT).
+        error: Errno and how often it happened (ERROR).
+    """
+
+    mask: Sequence[int]
+    fd: Sequence[int]
+    pid: Sequence[int]
+    pidfd: Sequence[int]
+    directory: Sequence[bytes | None]
+    name: Sequence[str | None]
+    object: Sequence[bytes | None]
+    new_directory: Sequence[bytes | None]
+    new_name: Sequence[str | None]
+    range: Sequence[tuple[int, int] | None]
+    mount: Sequence[int | None]
+    error: Sequence[tuple[int, int] | None]
+
+
+_FID = 1 << FAN_EVENT_INFO_TYPE_FID
+_DIRECTORY = 1 << FAN_EVENT_INFO_TYPE_DFID_NAME | 1 << FAN_EVENT_INFO_TYPE_DFID | 1 << FAN_EVENT_INFO_TYPE_OLD_DFID_NAME
+_NEW = 1 << FAN_EVENT_INFO_TYPE_NEW_DFID_NAME
+_PIDFD = 1 << FAN_EVENT_INFO_TYPE_PIDFD
+_RANGE = 1 << FAN_EVENT_INFO_TYPE_RANGE
+_MOUNT = 1 << FAN_EVENT_INFO_TYPE_MNT
+_ERROR = 1 << FAN_EVENT_INFO_TYPE_ERROR
+
+
+class FanotifyBatch:
+    """The memory that records are read into, for one reader at a time.
+
+    Args:
+        size: How many bytes one read takes at most. Each event of a group without file ids costs a descriptor
+            in the moment of the read, so the size is what bounds their number: 24 bytes an event.
+    """
+
+    __slots__ = ("_batch", "_fd", "_mask", "_pid", "_size")
+
+    def __init__(self, size: int = 32768) -> None:
+        self._size = in_range(size, 24, lib.SANDBOX_FANOTIFY_BYTES, "size")
+        # Not cleared: each read says how much of it is valid.
+        allocate = ffi.new_allocator(should_clear_after_alloc=False)
+        self._batch: Any = allocate("struct sandbox_fanotify_batch *")
+        # The columns that every event has.
+        self._mask, self._fd, self._pid = self._batch.mask, self._batch.fd, self._batch.pid
+
+    def read(self, fd: int) -> FanotifyColumns | None:
+        """Read once; None when a non-blocking descriptor has nothing.
+
+        Raises:
+            OSError: EMFILE, ENFILE (no descriptor left for a file; the event is gone, and denied if it was a
+                question), EINVAL (not a fanotify descriptor, or `size` is too small for an event), EBADF.
+        """
+        while (count := lib.sandbox_fanotify_read(fd, self._batch, self._size)) < 0:
+            number = ffi.errno
+            if number == errno.EAGAIN:
+                return None
+            if number != errno.EINTR:
+                raise os_error(number)
+        return self._columns(count)
+
+    def split(self, records: bytes) -> FanotifyColumns:
+        """Split records that were read elsewhere, at most 32 KiB of them.
+
+        Raises:
+            ValueError: A record is cut short or malformed, or there are too many.
+        """
+        limit = lib.SANDBOX_FANOTIFY_BYTES
+        if len(records) > limit:
+            raise ValueError(f"records must be at most {limit} bytes, got {len(records)}")
+        ffi.memmove(self._batch.records, records, len(records))
+        count = lib.sandbox_fanotify_split(self._batch, len(records))
+        if count < 0:
+            raise ValueError(f"records are cut short or malformed: {len(records)} bytes")
+        return self._columns(count)
+
+    def _columns(self, count: int) -> FanotifyColumns:
+        batch, unpack = self._batch, ffi.unpack
+        kinds = batch.kinds
+        # One object for all columns that are absent, by which they are known.
+        nothing = (None,) * count
+        if not kinds:
+            masks, fds, pids = (unpack(column, count) for column in (self._mask, self._fd, self._pid))
+            return FanotifyColumns(masks, fds, pids, (FAN_NOPIDFD,) * count, *[nothing] * 8)
+        directory: Sequence[bytes | None] = nothing
+        subject: Sequence[bytes | None] = nothing
+        new_directory: Sequence[bytes | None] = nothing
+        if kinds & (_DIRECTORY | _FID | _NEW):
+            handles = self._handles(batch.handles)
+            if kinds & _DIRECTORY:
+                directory = list(map(handles.__getitem__, unpack(batch.directory, count)))
+            if kinds & _FID:
+                subject = list(map(handles.__getitem__, unpack(batch.object, count)))
+            if kinds & _NEW:
+                new_directory = list(map(handles.__getitem__, unpack(batch.new_directory, count)))
+        return FanotifyColumns(
+            unpack(self._mask, count),
+            unpack(self._fd, count),
+            unpack(self._pid, count),
+            unpack(batch.pidfd, count) if kinds & _PIDFD else (FAN_NOPIDFD,) * count,
+            directory,
+            self._names(batch.names, batch.names_size, batch.named == count) if batch.named else nothing,
+            subject,
+            new_directory,
+            self._names(batch.new_names, batch.new_names_size, False) if kinds & _NEW else nothing,
+            # Told apart by their mask, where some events of a group have one and others not.
+            self._pairs(batch.mask, 0x100000, batch.offset, batch.count, count) if kinds & _RANGE else nothing,
+            [number or None for number in unpack(batch.mount, count)] if kinds & _MOUNT else nothing,
+            self._pairs(batch.mask, 0x8000, batch.error, batch.error_count, count) if kinds & _ERROR else nothing,
+        )
+
+    def _handles(self, number: int) -> list[bytes | None]:
+        """Return the handles, and None behind them, where index -1 finds it."""
+        ends = ffi.unpack(self._batch.handle_end, number)
+        raw = ffi.buffer(self._batch.handle_bytes, ends[-1] if ends else 0)[:]
+        begin = 0
+        handles: list[bytes | None] = []
+        for end in ends:
+            handles.append(raw[begin:end])
+            begin = end
+        handles.append(None)
+        return handles
+
+    @staticmethod
+    def _names(blob: Any, size: int, all_named: bool) -> Sequence[str | None]:
+        names = os.fsdecode(ffi.buffer(blob, size)[:]).split("\0")
+        del names[-1]
+        return names if all_named else [name or None for name in names]
+
+    @staticmethod
+    def _pairs(masks: Any, bit: int, left: Any, right: Any, count: int) -> list[tuple[int, int] | None]:
+        rows = zip(*(ffi.unpack(column, count) for column in (masks, left, right)), strict=True)
+        return [(one, other) if mask & bit else None for mask, one, other in rows]
+
+
+def fanotify_init(flags: int = FanotifyInit.CLOEXEC, event_flags: int = os.O_RDONLY | os.O_CLOEXEC) -> int:
+    """Create a fanotify group and return its descriptor, which the caller closes.
+
+    Args:
+        flags: FanotifyInit; close-on-exec unless the caller says otherwise.
+        event_flags: How the files of events are opened, as for open(2).
+
+    Raises:
+        OSError: EPERM (needs CAP_SYS_ADMIN, or else REPORT_FID without a class, unlimited queue or pidfd),
+            EMFILE (no descriptor left, or fs.fanotify.max_user_groups reached), EINVAL (unknown flag, or
+            flags that contradict each other), ENOSYS (kernel without fanotify).
+
+    See fanotify_init(2). Since Linux 2.6.37.
+    """
+    flags = in_range(flags, 0, 2**32 - 1, "flags")
+    return check(lib.sandbox_fanotify_init(flags, in_range(event_flags, 0, 2**32 - 1, "event_flags")))
+
+
+def fanotify_mark(fd: Fd, flags: int, mask: int, dirfd: Fd = _AT_FDCWD, path: StrOrBytesPath | None = None) -> None:
+    """Add, change or remove a mark of a group.
+
+    Args:
+        fd: The group.
+        flags: FanotifyMark: what to do, and whether to an inode, a mount, a file system or a mount namespace.
+        mask: FanotifyMask.
+        dirfd: Where a relative path starts; the subject itself when `path` is None. -100 (AT_FDCWD) is the
+            working directory.
+        path: The subject.
+
+    Raises:
+        OSError: ENOENT, ENOTDIR, EACCES, EBADF, EINVAL (not a fanotify descriptor, or flags and mask that do
+            not go together), ENOSPC (fs.fanotify.max_user_marks reached), EPERM (an unprivileged group marks
+            inodes only), ENODEV, EOPNOTSUPP, EXDEV (no usable file system id), EEXIST (an ignore mark is
+            there already with other flags), EISDIR (IGNORE on a directory without IGNORED_SURV_MODIFY).
+
+    See fanotify_mark(2). Since Linux 2.6.37.
+    """
+    raw = ffi.NULL if path is None else path_bytes(path)
+    flags = in_range(flags, 0, 2**32 - 1, "flags")
+    mask = in_range(mask, 0, 2**64 - 1, "mask")
+    check(lib.sandbox_fanotify_mark(fd_of(fd), flags, mask, fd_of(dirfd, "dirfd"), raw), path)
+
+
+def fanotify_read(fd: Fd, size: int = 1536) -> FanotifyColumns | None:
+    """Read once and return what came, by column; None when a non-blocking descriptor has nothing.
+
+    Who reads often keeps a `FanotifyBatch`, the memory for it. The descriptors in the answer are
+    the caller's.
+
+    Args:
+        fd: The group.
+        size: How many bytes to read at most, 24 to 32,768; by default not more than 64 files are opened.
+
+    Raises:
+        OSError: EMFILE, ENFILE (no descriptor left for a file), EINVAL (not a fanotify descriptor, or `size`
+            is too small for an event), EBADF.
+
+    See fanotify(7). Since Linux 2.6.37.
+    """
+    return FanotifyBatch(size).read(fd_of(fd))
+
+
+def fanotify_split(records: bytes) -> FanotifyColumns:
+    """Split records that were read with read(2), at most 32 KiB, into columns.
+
+    Raises:
+        ValueError: A record is cut short or malformed.
+
+    See fanotify(7). Since Linux 2.6.37.
+    """
+    return FanotifyBatch().split(records)
+
+
+def fanotify_respond(fd: Fd, event_fd: int, response: int, audit: FanotifyAudit | None = None) -> None:
+    """Answer a permission event; the process that waits goes on.
+
+    Args:
+        fd: The group.
+        event_fd: The descriptor that came with the event; it is its name, and still to be closed.
+        response: FAN_ALLOW, FAN_DENY or FAN_DENY_ERRNO(errno), with FAN_AUDIT for an audit record.
+        audit: The rule that decided; needs FAN_AUDIT, sets FAN_INFO.
+
+    Raises:
+        OSError: ENOENT (no such event, or answered already), EINVAL (not a response, or FAN_AUDIT in a group
+            without ENABLE_AUDIT; the opener stays blocked), EBADF.
+
+    See fanotify(7). Since Linux 2.6.37.
+    """
+    response = in_range(response, 0, 2**32 - 1, "response")
+    event_fd = in_range(event_fd, -(2**31), 2**31 - 1, "event_fd")
+    rule = FanotifyAudit(0) if audit is None else audit
+    if audit is not None:
+        response |= int(FanotifyResponse.INFO)
+    trusts = [in_range(value, 0, 2**32 - 1, name) for name, value in rule._asdict().items()]
+    check(lib.sandbox_fanotify_respond(fd_of(fd), event_fd, response, audit is not None, *trusts))
