@@ -173,10 +173,9 @@ def chart(results: Sequence[Result]) -> str:
         lines.append(f'<text x="16" y="{y}" class="row">{_text(result.row.title)}</text>')
         y += 10
         most = max(result.cost.values())
-        ours = {target.who for target in result.row.targets}
         for name, cost in sorted(result.cost.items(), key=lambda item: item[1]):
             length = max(2.0, (width - label - 130) * cost / most)
-            kind = "ours" if name in ours else "limit" if "C loop" in name else "peer"
+            kind = "ours" if name.startswith("sandbox") else "limit" if "C loop" in name else "peer"
             lines += [
                 f'<text x="{label - 8}" y="{y + bar - 4}" class="name">{_text(name)}</text>',
                 f'<rect x="{label}" y="{y}" width="{length:.1f}" height="{bar - 3}" rx="2" class="{kind}"/>',
