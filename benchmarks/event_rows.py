@@ -305,7 +305,6 @@ class FanotifyNames(FanotifyRow):
 
     def group(self, folder: str) -> Any:
         from sandbox.events.fanotify import Fanotify
-
         from sandbox.primitives import FAN_CREATE, FAN_REPORT_DFID_NAME
 
         one = Fanotify(FAN_REPORT_DFID_NAME, nonblock=True)
@@ -376,7 +375,6 @@ class FanotifyDescriptors(FanotifyRow):
 
     def group(self, folder: str) -> Any:
         from sandbox.events.fanotify import Fanotify
-
         from sandbox.primitives import FAN_OPEN
 
         one = Fanotify(nonblock=True)

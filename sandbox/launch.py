@@ -138,7 +138,8 @@ def _own_pidfd() -> int:
         fd: int = lib.launch_pidfd_self()
         if fd < 0:
             raise _error("pidfd_open")
-        if _lifeline is not None:
+        if _lifeline is not None and _lifeline[0] != pid:
+            # Of the same process only the number can be told from the new one: both are the same inode.
             _lifeline[1].close()
         _lifeline = pid, Kept.of(fd)
         return fd
@@ -172,7 +173,8 @@ class ControlChannel:
         flags = 0 if wait else _MSG_DONTWAIT
         while (size := lib.launch_receive(self._fd, message, flags)) < 0:
             if size == _ECONNRESET:
-                return None
+                # The other end closed without having read all; what it sent before is still to come.
+                continue
             if size == _EAGAIN:
                 raise BlockingIOError(errno.EAGAIN, "no record yet")
             if size != _EINTR:
@@ -245,6 +247,7 @@ class Setup:
         self._template = template
         self._command = command
         self._listens = listens
+        self._builds = not template.plan.segments[2]
         self.init_pid = self.init_pidfd = -1
         self.identity = b""
         self.fds: list[int] = []
@@ -267,6 +270,8 @@ class Setup:
             SetupError: A step failed; nothing is left.
         """
         if record is None:
+            if self._builds and self.fds:
+                return True
             raise self._died()
         # PID 1 and stage 1 send on their own: the order is theirs.
         if record.type == R_INIT and record.fds:
@@ -275,7 +280,7 @@ class Setup:
             self.identity = record.body
         elif record.type == R_FD:
             self.fds += record.fds
-            return self.init_pidfd >= 0 or not self._listens
+            return self._listens and self.init_pidfd >= 0
         elif record.type == R_FAILED:
             close_all(record.fds)
             raise self.failed(record)

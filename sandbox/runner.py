@@ -569,6 +569,11 @@ class Runner:
         for name in options:
             if name not in _OPTIONS:
                 raise TypeError(f"unexpected keyword argument {name!r}")
+        # What the caller gave is looked at before anything is opened: a closed number could become one of ours.
+        _extra_fds(options.get("pass_fds", ()), options.get("fds", {}))
+        for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+            if stream is not None and not (isinstance(stream, int) and stream in {PIPE, DEVNULL, STDOUT}):
+                _fd(stream, name)
         streams = _Streams()
         try:
             for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):

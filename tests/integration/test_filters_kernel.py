@@ -134,7 +134,9 @@ def threads_after(action, mode: str) -> "tuple[int, bool]":
     pid = os.fork()
     if pid == 0:
         number = numbered(mode, "lseek")
-        thread = threading.Thread(target=lambda: (machine_code.load_filter(program), MODES[mode][1](number)), daemon=True)
+        thread = threading.Thread(
+            target=lambda: (machine_code.load_filter(program), MODES[mode][1](number)), daemon=True
+        )
         thread.start()
         deadline = time.monotonic() + 10
         while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:

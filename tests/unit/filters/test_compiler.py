@@ -134,7 +134,9 @@ def test_compile_many_masks_does_not_grow_exponentially() -> None:
     # Each rule looks at other bits of three arguments; all at once they would have 2**60 combinations.
     filter = Filter(Allow, arches=["x86_64"])
     for bit in range(20):
-        filter = filter.deny("ptrace", (arg(0) & 1 << bit) == 0, (arg(2) & 3 << bit) != 0, (arg(3) & 5 << bit) == 1 << bit)
+        filter = filter.deny(
+            "ptrace", (arg(0) & 1 << bit) == 0, (arg(2) & 3 << bit) != 0, (arg(3) & 5 << bit) == 1 << bit
+        )
     assert len(filter.to_bytes()) // 8 < 1000
 
 

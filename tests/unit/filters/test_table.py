@@ -62,7 +62,14 @@ def test_constants_agree_with_the_standard_library() -> None:
             if not name.startswith(prefix) or value is None or name in ("O_LARGEFILE", "SIGRTMIN", "SIGRTMAX"):
                 continue
             ours = table._value(name, table.machine())
-            if ours is not None and name not in ("F_GETLK", "F_SETLK", "F_SETLKW", "F_GETLK64", "F_SETLK64", "F_SETLKW64"):
+            if ours is not None and name not in (
+                "F_GETLK",
+                "F_SETLK",
+                "F_SETLKW",
+                "F_GETLK64",
+                "F_SETLK64",
+                "F_SETLKW64",
+            ):
                 assert int(value) == ours, name
                 compared += 1
         assert compared > 5, prefix
