@@ -93,15 +93,22 @@ def parse_size(size: Size, name: str) -> int:
     return size
 
 
+def _text(path: StrOrBytesPath, name: str) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"{name} must be str, bytes or os.PathLike, not {type(path).__name__}") from None
+
+
 def _source(path: StrOrBytesPath, name: str = "source") -> str:
-    text = os.fsdecode(path)
+    text = _text(path, name)
     if not text or "\0" in text:
         raise ValueError(f"{name} must be a path of the host without NUL, got {path!r}")
     return os.path.abspath(text)
 
 
 def _target(path: StrOrBytesPath, name: str = "target", *, root: bool = False) -> str:
-    text = os.fsdecode(path)
+    text = _text(path, name)
     if not text.startswith("/") or "\0" in text:
         raise ValueError(f"{name} must be an absolute path inside, without NUL, got {path!r}")
     parts = text.split("/")
@@ -351,6 +358,8 @@ class Sandbox(Runner):
             raise TypeError("nodes must be names, not one str")
         names = tuple(nodes)
         for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"nodes must be names, not {type(name).__name__}")
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name.split("/"):
                 raise ValueError(f"nodes must be names below /dev, got {name!r}")
         size = None if shm is None else str(parse_size(shm, "shm"))
@@ -390,7 +399,7 @@ class Sandbox(Runner):
             points_to: What it points to.
             target: Path of the link.
         """
-        text = os.fsdecode(points_to)
+        text = _text(points_to, "points_to")
         if not text or "\0" in text:
             raise ValueError(f"points_to must be a path without NUL, got {points_to!r}")
         where = _target(target)

@@ -20,6 +20,7 @@ from sandbox.errors import SetupError
 from sandbox.hints import hint_for
 from sandbox.plan import SLOTS_OFFSET, Command, Template
 from sandbox.process import (
+    R_ENDED,
     R_FAILED,
     R_FD,
     R_HELD,
@@ -77,6 +78,8 @@ class Kept(NamedTuple):
 
     def copy(self) -> int | None:
         """Return a copy of it for the caller to close, which no other thread gives up; None when it is gone."""
+        if self.fd < 0:
+            return None
         try:
             fd = fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
         except OSError as error:
@@ -89,9 +92,10 @@ class Kept(NamedTuple):
         return None
 
     def close(self) -> None:
-        """Close it, unless the number has become somebody else's."""
+        """Close it, unless the number has become somebody else's; whoever still has this object finds it gone."""
         if self.valid():
             os.close(self.fd)
+        self.fd = -1
 
 
 class _InitProgram:
@@ -138,8 +142,8 @@ def _own_pidfd() -> int:
         fd: int = lib.launch_pidfd_self()
         if fd < 0:
             raise _error("pidfd_open")
+        # Of this very process the same number may have come back: nothing to close then.
         if _lifeline is not None and _lifeline[0] != pid:
-            # Of the same process only the number can be told from the new one: both are the same inode.
             _lifeline[1].close()
         _lifeline = pid, Kept.of(fd)
         return fd
@@ -172,12 +176,10 @@ class ControlChannel:
         message = self._message
         flags = 0 if wait else _MSG_DONTWAIT
         while (size := lib.launch_receive(self._fd, message, flags)) < 0:
-            if size == _ECONNRESET:
-                # The other end closed without having read all; what it sent before is still to come.
-                continue
             if size == _EAGAIN:
                 raise BlockingIOError(errno.EAGAIN, "no record yet")
-            if size != _EINTR:
+            # A peer that ended without reading our request resets the channel: told once, before its last record.
+            if size not in {_EINTR, _ECONNRESET}:
                 raise OSError(-size, f"recvmsg: {os.strerror(-size)}")
         if size == 0:
             return None
@@ -218,15 +220,14 @@ def claim(name: str) -> int | None:
     raise _error("bind")
 
 
-def _spawn(image: bytearray, slots: Sequence[int]) -> tuple[int, int]:
-    pidfd = ffi.new("int *")
+def _spawn(image: bytearray, slots: Sequence[int], stage: Any) -> None:
+    """Start stage 1; its pidfd and pid go to `stage`, which the caller sees even if a signal handler raises."""
     numbers = ffi.new("int[]", slots)
     data = ffi.from_buffer(image)
     while True:
         fd = _init_program.fd()
-        pid = lib.launch_spawn(fd, _init_path, data, len(image), SLOTS_OFFSET, numbers, len(slots), pidfd)
-        if pid >= 0:
-            return pid, pidfd[0]
+        if lib.launch_spawn(fd, _init_path, data, len(image), SLOTS_OFFSET, numbers, len(slots), stage) == 0:
+            return
         number = ffi.errno
         if not _init_program.refused(number):
             raise SetupError(
@@ -243,23 +244,26 @@ class Setup:
     Not waiting for anything by itself, it serves the blocking launch and the asyncio one alike.
     """
 
-    def __init__(self, template: Template, command: Command, slots: list[int], *, listens: bool = False) -> None:
+    def __init__(self, template: Template, command: Command, *, listens: bool = False) -> None:
         self._template = template
         self._command = command
         self._listens = listens
         self._builds = not template.plan.segments[2]
+        self._stage = ffi.new("int[2]", [-1, -1])
+        self.control = ControlChannel(-1)
         self.init_pid = self.init_pidfd = -1
         self.identity = b""
+        self.ended: Record | None = None
         self.fds: list[int] = []
+
+    def begin(self, slots: list[int]) -> None:
+        """Start stage 1; whatever happens here or later, abort() ends it."""
         ours, theirs = _socketpair()
         self.control = ControlChannel(ours)
         try:
             slots[0] = theirs
             slots[1] = _own_pidfd()
-            self.stage_pid, self._stage_pidfd = _spawn(template.image(command), slots)
-        except BaseException:
-            self.control.close()
-            raise
+            _spawn(self._template.image(self._command), slots, self._stage)
         finally:
             os.close(theirs)
 
@@ -278,6 +282,8 @@ class Setup:
             self.init_pid, self.init_pidfd = record.value, record.fds[0]
         elif record.type in {R_STARTED, R_HELD}:
             self.identity = record.body
+        elif record.type == R_ENDED:
+            self.ended = record  # a quick program may be over before stage 1 has told of PID 1
         elif record.type == R_FD:
             self.fds += record.fds
             return self._listens and self.init_pidfd >= 0
@@ -289,7 +295,7 @@ class Setup:
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
-        for pidfd in (self._stage_pidfd, self.init_pidfd):
+        for pidfd in (self._stage[0], self.init_pidfd):
             if pidfd < 0:
                 continue
             try:
@@ -352,25 +358,27 @@ class Setup:
 
     def reap_stage(self) -> None:
         """Reap stage 1, which has ended or is about to."""
-        if self._stage_pidfd >= 0:
+        pidfd = self._stage[0]
+        if pidfd >= 0:
             try:
-                os.waitid(os.P_PIDFD, self._stage_pidfd, os.WEXITED)
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             except ChildProcessError:
                 pass  # SIGCHLD is ignored, or the caller waits for any child
-            os.close(self._stage_pidfd)
-            self._stage_pidfd = -1
+            self._stage[0] = -1
+            os.close(pidfd)
 
     def abort(self) -> None:
         """End whatever was started, and reap it all."""
-        self._drain()
-        self.control.close()
-        for pidfd in (self._stage_pidfd, self.init_pidfd):
+        if self.control.fileno() >= 0:
+            self._drain()
+            self.control.close()
+        for pidfd in (self._stage[0], self.init_pidfd):
             if pidfd >= 0:
                 try:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-        if self.init_pidfd < 0:
+        if self._stage[0] >= 0 and self.init_pidfd < 0:
             self._kill_group()
         self.reap_stage()
         if self.init_pidfd >= 0:
@@ -379,7 +387,7 @@ class Setup:
             except ChildProcessError:
                 pass  # as above
             os.close(self.init_pidfd)
-        else:
+        elif self._stage[1] > 0:
             self._reap_group()
         close_all(self.fds)
         self.init_pidfd = -1
@@ -399,7 +407,7 @@ class Setup:
     def _kill_group(self) -> None:
         """Kill a PID 1 that stage 1, which makes no more now, did not live to announce."""
         try:
-            signal.pidfd_send_signal(self._stage_pidfd, signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP)
+            signal.pidfd_send_signal(self._stage[0], signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP)
         except ProcessLookupError:
             return
         except OSError as error:
@@ -407,8 +415,8 @@ class Setup:
                 raise
             # Before Linux 6.9: by number, as long as stage 1 is not reaped and the number is its own.
             try:
-                os.waitid(os.P_PIDFD, self._stage_pidfd, os.WEXITED | os.WNOWAIT)
-                os.killpg(self.stage_pid, signal.SIGKILL)
+                os.waitid(os.P_PIDFD, self._stage[0], os.WEXITED | os.WNOWAIT)
+                os.killpg(self._stage[1], signal.SIGKILL)
             except (ChildProcessError, ProcessLookupError):
                 return
 
@@ -416,7 +424,7 @@ class Setup:
         """Reap a PID 1 that stage 1 did not live to announce: it is in the process group of stage 1."""
         while True:
             try:
-                os.waitid(os.P_PGID, self.stage_pid, os.WEXITED)
+                os.waitid(os.P_PGID, self._stage[1], os.WEXITED)
             except ChildProcessError:
                 return
 
@@ -456,8 +464,9 @@ def start(
     Raises:
         SetupError: A step failed; the payload has not run and nothing is left behind.
     """
-    setup = Setup(template, command, slots, listens=listens)
+    setup = Setup(template, command, listens=listens)
     try:
+        setup.begin(slots)
         _run_setup(setup)
         setup.reap_stage()
         enforced = parse_identity(setup.identity, layers) if setup.identity else Enforced()
@@ -469,6 +478,8 @@ def start(
     process.failed = setup.failed
     if listens:
         process.listener = setup.fds.pop()
+    if setup.ended is not None:
+        process._take(setup.ended)
     return process
 
 
@@ -478,8 +489,9 @@ def build(template: Template, command: Command) -> list[int]:
     Raises:
         SetupError: A step failed.
     """
-    setup = Setup(template, command, [-1] * template.slots)
+    setup = Setup(template, command)
     try:
+        setup.begin([-1] * template.slots)
         _run_setup(setup)
         fds, setup.fds = setup.fds, []
     finally:

@@ -96,7 +96,15 @@ def caller(spec: Spec) -> Caller:
             fix="run as another user, or say user(host_root=True)",
             errno=errno.EPERM,
         )
+    if spec.host_root and _setgroups_denied():
+        return Caller(uid, gid, privileged=False)
     return Caller(uid, gid, privileged=True)
+
+
+def _setgroups_denied() -> bool:
+    """Say whether this user namespace was made by an unprivileged user, as that of a rootless container."""
+    with open("/proc/self/setgroups") as stream:
+        return stream.read() == "deny\n"
 
 
 def words_of(args: Args, executable: StrOrBytesPath | None = None) -> tuple[tuple[bytes, ...], bytes]:
@@ -181,6 +189,10 @@ class _Trees:
                 # Before Linux 6.15; or a cause that the launch itself will meet and report.
                 return None
             kept = launch.Kept.of(fd)
+            # A file system that is gone may leave its device number, too, to this one.
+            for other in self._kept.values():
+                if other.fd == fd:
+                    other.fd = -1
         self._kept[key] = kept
         while len(self._kept) > _MAX_TREES:
             self._kept.pop(next(iter(self._kept))).close()
@@ -569,14 +581,17 @@ class Runner:
         for name in options:
             if name not in _OPTIONS:
                 raise TypeError(f"unexpected keyword argument {name!r}")
-        # What the caller gave is looked at before anything is opened: a closed number could become one of ours.
-        _extra_fds(options.get("pass_fds", ()), options.get("fds", {}))
-        for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
-            if stream is not None and not (isinstance(stream, int) and stream in {PIPE, DEVNULL, STDOUT}):
+        given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        # First of all: a pipe of ours must not take the number of a descriptor that the caller has closed.
+        for name, stream in given.items():
+            if stream is not None and stream not in {PIPE, DEVNULL, STDOUT}:
                 _fd(stream, name)
+        if "pass_fds" in options or "fds" in options:
+            options = {**options, "pass_fds": tuple(options.get("pass_fds", ()))}
+            _extra_fds(options["pass_fds"], options.get("fds", {}))
         streams = _Streams()
         try:
-            for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+            for name, stream in given.items():
                 streams.add(name, stream)
             if stdout is None and sys.stdout is not None:
                 sys.stdout.flush()

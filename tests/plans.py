@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from errno import EACCES, EBADF, ECHILD, EEXIST, EINVAL, EIO, ELOOP, EMFILE, ENOENT, ENOMEM, ENOSPC, EPERM, EPIPE
+from errno import EACCES, EINVAL, EIO, ELOOP, EMFILE, ENOENT, ENOMEM, ENOSPC, EPERM, EPIPE
 from typing import Any
 
 from sandbox import DEVNULL, Plan, Process, Sandbox
@@ -100,6 +100,16 @@ def abstract_claims() -> set[str]:
         return {line.split()[-1] for line in stream if "@sandbox-uid-" in line}
 
 
+def claims_end(claims: set[str]) -> bool:
+    """Wait until none of these ids is held any more; other processes of the host come and go meanwhile."""
+    deadline = time.monotonic() + 5
+    while claims & abstract_claims():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 @contextmanager
 def pipes(count: int = 1) -> Iterator[list[int]]:
     """Make pipes, close what is still open of them; a test sets a number to -1 when it closes one itself."""
@@ -126,17 +136,3 @@ def reap_all(seconds: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.002)
-
-
-__all__ = [
-    "EBADF",
-    "ECHILD",
-    "EEXIST",
-    "abstract_claims",
-    "held",
-    "launch",
-    "pipes",
-    "plausible",
-    "reap_all",
-    "with_steps",
-]

@@ -7,6 +7,7 @@
 #define MSG_CMSG_CLOEXEC 0x40000000
 #define MSG_TRUNC 0x20
 #define MSG_CTRUNC 0x08
+#define MSG_DONTWAIT 0x40
 
 struct iovec {
     void *base;
@@ -61,6 +62,12 @@ int receive_record(int channel, struct record *record, int *fds, int room)
     do
         got = call3(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC);
     while (got == -E_INTR);
+    /* The kernel may tell the end of file before a record that came just before it: a second look is the last
+     * word. */
+    if (got == 0) {
+        message.control_size = sizeof rights;
+        got = call3(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    }
     if (got < 0)
         return (int)got;
     if (message.control_size >= RIGHTS_HEADER && rights.type == SCM_RIGHTS && rights.size > RIGHTS_HEADER)

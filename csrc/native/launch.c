@@ -29,9 +29,9 @@
 #endif
 
 /*
- * Numbers 0 to 2 are the caller's standard streams, also while they are closed: a descriptor of ours there would
- * be handed to a payload that inherits them. Where no other number is left, it stays, and the launch fails for
- * want of descriptors anyway.
+ * Numbers 0 to 2 are the caller's standard streams, also while they are closed: a descriptor of ours there
+ * would be handed to a payload that inherits them. Where no other number is left, it stays, and the launch
+ * fails for want of descriptors anyway.
  */
 static int launch_above(int fd)
 {
@@ -141,13 +141,14 @@ static int launch_child(void *argument)
 }
 
 /*
- * Start stage 1 of init with a plan. Returns its pid, with its pidfd; -1 with errno when it could not be
- * executed, and then nothing is left of it.
+ * Start stage 1 of init with a plan. Returns 0, with its pidfd and pid in `stage`; -1 with errno when it
+ * could not be executed, and then nothing is left of it. In memory of the caller's, because an exception of a
+ * signal handler may come between the return and whatever is done with a result.
  */
 static int launch_spawn(int init_fd, const char *init_path, const char *image, size_t size, size_t slots_at,
-                        const int *slots, int slot_count, int *pidfd)
+                        const int *slots, int slot_count, int *stage)
 {
-    int keep[LAUNCH_MAX_SLOTS + 1], count = 0, pid = -1, error = 0, state;
+    int keep[LAUNCH_MAX_SLOTS + 1], count = 0, pid = -1, pidfd = -1, error = 0, state;
     char number[16];
     char *argv[] = {"sandbox-init", number, NULL};
     uint64_t all = ~(uint64_t)0, old;
@@ -175,15 +176,18 @@ static int launch_spawn(int init_fd, const char *init_path, const char *image, s
         pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
         syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, sizeof all);
         pid = clone(launch_child, stack + LAUNCH_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD,
-                    &child, pidfd);
+                    &child, &pidfd);
         error = pid < 0 ? errno : child.error;
         if (pid > 0)
-            *pidfd = launch_above(*pidfd);
+            pidfd = launch_above(pidfd);
         if (pid > 0 && error) {
             siginfo_t info;
-            while (waitid(P_PIDFD, (id_t)*pidfd, &info, WEXITED) < 0 && errno == EINTR)
+            while (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0 && errno == EINTR)
                 ;
-            close(*pidfd);
+            close(pidfd);
+        } else if (pid > 0) {
+            stage[0] = pidfd;
+            stage[1] = pid;
         }
         syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old);
         pthread_setcancelstate(state, NULL);
@@ -191,7 +195,7 @@ static int launch_spawn(int init_fd, const char *init_path, const char *image, s
     }
     close(plan);
     errno = error;
-    return error ? -1 : pid;
+    return error ? -1 : 0;
 }
 
 /* The ends of a control channel: ours first. A receive that waits a second in vain says EAGAIN. */
@@ -224,6 +228,12 @@ static int launch_receive(int channel, struct launch_message *received, int flag
         .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     ssize_t size = recvmsg(channel, &message, MSG_CMSG_CLOEXEC | flags);
 
+    /* A peer that sends and ends between the kernel's look at the queue and its look at the end: an end of
+     * file is told before the record. The second look is the last word. */
+    if (size == 0) {
+        message.msg_controllen = sizeof control;
+        size = recvmsg(channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    }
     received->fd_count = 0;
     if (size < 0)
         return -errno;

@@ -6,6 +6,8 @@ import io
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -15,7 +17,7 @@ import plans
 import pytest
 
 import sandbox
-from sandbox import DEVNULL, PIPE, STDOUT, Reason, Sandbox, SetupError, launch as launch_module, runner
+from sandbox import DEVNULL, PIPE, STDOUT, Reason, Sandbox, SetupError, launch as launch_module, process, runner
 from sandbox.primitives import CLONE_NEWNET, unshare
 
 pytestmark = pytest.mark.needs_userns
@@ -493,12 +495,14 @@ def test_status_is_right_when_another_thread_reaps_every_child():
 
 
 def test_payload_has_default_signals_and_none_blocked_whatever_the_caller_has():
+    sets = {"SigBlk", "SigIgn", "SigCgt"}
+
     def check():
         for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGUSR1, 40):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        text = shell("grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status", **TEXT).stdout
-        assert ["0" * 16] * 3 == [line.split()[1] for line in text.splitlines()]
+        text = sandbox.run(["cat", "/proc/self/status"], **TEXT).stdout
+        assert ["0" * 16] * 3 == [line.split()[1] for line in text.splitlines() if line[:6] in sets]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         assert len(blocked) >= 60  # the caller's own mask is as before
 
@@ -594,18 +598,19 @@ def test_lifeline_replaced_by_a_pidfd_of_another_process_is_noticed():
             signal.pause()
         other = os.pidfd_open(child)
         os.dup2(other, old)
-        with plans.launch(Sandbox(), ["sleep", "1000"]) as process:
+        with plans.launch(Sandbox(), ["sleep", "1000"]) as running:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             with pytest.raises(sandbox.TimeoutExpired):
-                process.wait(0.3)  # it does not hang on the other process's life
-            process.kill()
+                running.wait(0.3)  # it does not hang on the other process's life
+            running.kill()
 
     harness.in_child(check)
 
 
 def test_launch_after_fork_in_the_child_belongs_to_the_child():
     def check():
+        harness.become_subreaper()
         box = Sandbox()
         for _ in range(3):
             box.run(["true"])
@@ -624,6 +629,7 @@ def test_launch_after_fork_in_the_child_belongs_to_the_child():
         # The sandbox ends with the process that launched it, not with the one that it was forked from.
         assert b"" == os.read(read_end, 1)
         assert 0 == box.run(["true"]).returncode
+        assert plans.reap_all(2)
 
     harness.in_child(check)
 
@@ -634,8 +640,8 @@ def test_sandbox_outlives_the_thread_that_launched_it():
     thread = threading.Thread(target=lambda: started.append(plans.launch(box, ["cat"], stdin=DEVNULL)))
     thread.start()
     thread.join()
-    with started[0] as process:
-        assert 0 == process.wait()
+    with started[0] as running:
+        assert 0 == running.wait()
     started = []
     thread = threading.Thread(target=lambda: started.append(plans.launch(box, ["sleep", "1000"])))
     thread.start()
@@ -672,7 +678,7 @@ def test_two_hundred_launches_from_eight_threads_leak_nothing():
         assert [] == wrong
         gc.collect()
         assert before == harness.footprint(settle=before)
-        assert not plans.abstract_claims() - claims
+        assert plans.claims_end(plans.abstract_claims() - claims)
 
     harness.in_child(check)
 
@@ -781,50 +787,129 @@ def test_threads_that_fork_import_and_allocate_do_not_disturb():
 
 
 def test_process_signals_polls_waits_and_closes():
-    process = plans.launch(Sandbox(), ["sleep", "1000"])
-    assert process.poll() is None
+    running = plans.launch(Sandbox(), ["sleep", "1000"])
+    assert running.poll() is None
     with pytest.raises(sandbox.TimeoutExpired):
-        process.wait(0.05)
-    process.terminate()
-    assert -signal.SIGTERM == process.wait()
-    assert (-signal.SIGTERM, -signal.SIGTERM) == (process.poll(), process.returncode)
-    process.send_signal(signal.SIGKILL)
-    process.kill()
-    process.close()
-    process.close()
+        running.wait(0.05)
+    running.terminate()
+    assert -signal.SIGTERM == running.wait()
+    assert (-signal.SIGTERM, -signal.SIGTERM) == (running.poll(), running.returncode)
+    running.send_signal(signal.SIGKILL)
+    running.kill()
+    running.close()
+    running.close()
     with pytest.raises(ValueError, match="closed"):
-        process.fileno()
+        running.fileno()
 
 
 def test_process_killed_from_outside_says_init_died():
-    with plans.launch(Sandbox(), ["sleep", "1000"]) as process:
-        os.kill(process.init_pid, signal.SIGKILL)
-        result = process.result(20)
+    with plans.launch(Sandbox(), ["sleep", "1000"]) as running:
+        os.kill(running.init_pid, signal.SIGKILL)
+        result = running.result(20)
     assert (Reason.INIT_DIED, -9) == (result.reason, result.returncode)
 
 
 def test_process_killed_when_its_init_is_stopped():
-    with plans.launch(Sandbox(), ["sleep", "1000"]) as process:
-        os.kill(process.init_pid, signal.SIGSTOP)
-        process.kill()
-        assert -9 == process.returncode
+    with plans.launch(Sandbox(), ["sleep", "1000"]) as running:
+        os.kill(running.init_pid, signal.SIGSTOP)
+        running.kill()
+        assert -9 == running.returncode
 
 
 def test_process_left_by_an_exception_is_killed():
-    with pytest.raises(RuntimeError), plans.launch(Sandbox(), ["sleep", "1000"]) as process:
+    with pytest.raises(RuntimeError), plans.launch(Sandbox(), ["sleep", "1000"]) as running:
         raise RuntimeError
-    assert -9 == process.returncode
+    assert -9 == running.returncode
 
 
 def test_process_communicate_feeds_drains_and_expires():
     streams = runner._Streams()
     for name in ("stdin", "stdout", "stderr"):
         streams.add(name, PIPE)
-    process = Sandbox()._start(["/bin/sh", "-c", "cat; echo err >&2; sleep 1000"], streams)
+    running = Sandbox()._start(["/bin/sh", "-c", "cat; echo err >&2; sleep 1000"], streams)
     streams.close_child()
     for name, fd in streams.parent.items():
-        setattr(process, name, io.FileIO(fd, "w" if name == "stdin" else "r"))
+        setattr(running, name, io.FileIO(fd, "w" if name == "stdin" else "r"))
     with pytest.raises(sandbox.TimeoutExpired):
-        process.communicate(b"hello", timeout=0.3)
-    process.kill()
-    process.close()
+        running.communicate(b"hello", timeout=0.3)
+    running.kill()
+    running.close()
+
+
+# ── records ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def channel():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return launch_module.ControlChannel(ours.detach()), theirs
+
+
+def record(type_, value=0):
+    return struct.pack("<2I2iq", type_, 0, 0, 0, value) + bytes(process.RECORD_SIZE - 24)
+
+
+def test_last_record_is_read_although_a_request_came_too_late():
+    control, theirs = channel()
+    theirs.send(record(process.R_ENDED, 7 << 8))
+    control.send(process.request(process.Q_KILL))
+    theirs.close()  # with the request unread: the kernel resets the channel
+    assert 7 << 8 == control.receive(wait=True).value
+    assert control.receive(wait=True) is None
+    control.send(process.request(process.Q_KILL))
+    control.close()
+
+
+def test_channel_without_a_word_says_so():
+    control, theirs = channel()
+    with pytest.raises(BlockingIOError):
+        control.receive(wait=False)
+    theirs.close()
+    assert control.receive(wait=False) is None
+    control.close()
+
+
+@pytest.mark.parametrize("size", [1, 24, process.RECORD_SIZE - 1, process.RECORD_SIZE + 1, 60_000])
+def test_record_of_another_size_is_no_record(size):
+    control, theirs = channel()
+    theirs.send(bytes(size))
+    try:
+        if size > process.RECORD_SIZE:  # cut to its size: nobody else can send on this channel
+            assert 0 == control.receive(wait=True).type
+        else:
+            with pytest.raises(ValueError, match="1024"):
+                control.receive(wait=True)
+    finally:
+        theirs.close()
+        control.close()
+
+
+def test_program_that_ends_before_the_launch_has_heard_of_its_init(monkeypatch):
+    class Late(launch_module.ControlChannel):
+        """Stage 1 gets the processor late: what it says comes last."""
+
+        __slots__ = ("kept",)
+
+        def receive(self, *, wait):
+            if not hasattr(self, "kept"):
+                self.kept = []
+                while not self.kept or self.kept[-1].type != process.R_ENDED:
+                    self.kept.append(super().receive(wait=wait))
+                self.kept.sort(key=lambda one: one.type == process.R_INIT)
+            return self.kept.pop(0) if self.kept else super().receive(wait=wait)
+
+    monkeypatch.setattr(launch_module, "ControlChannel", Late)
+    for options in ({}, {"stdout": PIPE}, {"timeout": 60}):
+        result = Sandbox().run(["/bin/sh", "-c", "echo x; exit 7"], **({"stdout": DEVNULL} | options))
+        assert (7, Reason.EXITED) == (result.returncode, result.reason)
+
+
+def test_sandboxes_beyond_the_kept_trees_each_have_their_own():
+    boxes = [Sandbox().file("/etc/mine", str(i)) for i in range(2 * runner._MAX_TREES)]
+    for _ in range(4):
+        for i, box in enumerate(boxes):
+            assert str(i).encode() == box.run(["cat", "/etc/mine"], stdout=PIPE).stdout
+    for _ in range(4):  # and when the caller closes them
+        for i, box in enumerate(boxes):
+            assert str(i).encode() == box.run(["cat", "/etc/mine"], stdout=PIPE).stdout
+            for kept in list(runner._trees._kept.values())[-1:]:
+                os.close(kept.fd)

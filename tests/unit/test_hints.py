@@ -1,0 +1,38 @@
+import errno
+
+import pytest
+
+from sandbox.hints import hint_for
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "number", "origin", "said"),
+    [
+        ("open_tree", (), errno.ENOENT, ".bind()", "optional=True"),
+        ("move_mount", (), errno.ENOTDIR, "", "a file on a file"),
+        ("move_mount", (), errno.ENOSPC, "", "fs.mount-max"),
+        ("clone", ("CLONE_NEWUSER",), errno.ENOSPC, "", "32 nested"),
+        ("clone", ("CLONE_NEWUSER",), errno.EAGAIN, "", "RLIMIT_NPROC"),
+        ("clone", ("CLONE_NEWNS",), errno.EPERM, "", "share("),
+        ("fsmount", (), errno.EPERM, ".proc()", "Docker"),
+        ("execve", ("no-such", "/bin"), errno.ENOENT, "", "PATH (/bin)"),
+        ("execve", ("/no/such", "/bin"), errno.ENOENT, "", "interpreter"),
+        ("execve", ("sh", "/nowhere"), errno.ENOENT, "", "bind_readonly"),
+        ("execve", ("x", ""), errno.EACCES, "", "executable"),
+        ("execve", ("x", ""), errno.ENOEXEC, "", "#!"),
+        ("execve", ("x", ""), errno.E2BIG, "", "128 KiB"),
+        ("execve", ("x", ""), errno.ETXTBSY, "", "writing"),
+        ("fsopen", (), errno.ENOSYS, "", "fsopen"),
+        ("socket", (), errno.EMFILE, "", "RLIMIT_NOFILE"),
+        ("write", (), errno.ENOMEM, "", "memory"),
+        ("openat2", (), errno.ELOOP, "", "symbolic link"),
+        ("write_proc", (), errno.EPERM, "", "id map"),
+        ("await_release", (), errno.EPIPE, "", "stage 1"),
+    ],
+)
+def test_hint_names_the_likely_cause(call, args, number, origin, said):
+    assert said in hint_for(call, args, number, origin)
+
+
+def test_hint_for_the_unknown_is_none():
+    assert hint_for("chdir", (), errno.EXDEV) is None

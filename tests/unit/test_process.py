@@ -1,0 +1,116 @@
+"""Records as init writes them, and Result."""
+
+import pickle
+import struct
+import subprocess
+
+import pytest
+
+from sandbox import CalledProcessError
+from sandbox.process import (
+    CAPABILITIES,
+    R_ENDED,
+    RECORD_SIZE,
+    Enforced,
+    Reason,
+    Result,
+    Usage,
+    decoder,
+    parse_identity,
+    parse_record,
+    parse_usage,
+    request,
+)
+
+
+def test_record_is_read_field_by_field():
+    raw = struct.pack("<2I2iq", R_ENDED, 7, -1, 2, -(2**40)).ljust(RECORD_SIZE, b"x")
+    record = parse_record(raw, (5,))
+    assert (R_ENDED, 7, -1, 2, -(2**40), (5,)) == (*record[:5], record.fds)
+    assert b"x" * (RECORD_SIZE - 24) == record.body
+
+
+@pytest.mark.parametrize("size", [0, 1, 23, 24, RECORD_SIZE - 1, RECORD_SIZE + 1, 1 << 16])
+def test_record_of_another_size_is_refused(size):
+    with pytest.raises(ValueError, match="1024 bytes"):
+        parse_record(bytes(size), ())
+
+
+def test_request_is_a_record():
+    assert (66, 3, 0, 0, 9) == parse_record(request(66, id_=3, value=9), ())[:5]
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\x80", b"A"])
+def test_identity_forged_is_read_without_a_crash(filling):
+    enforced = parse_identity(filling * (RECORD_SIZE - 24))
+    assert len(enforced.groups) <= 200
+    assert 5 == len(enforced.capabilities)
+
+
+def test_identity_names_capabilities_and_groups():
+    body = struct.pack("<8I5Q", 1, 2, 0xEF, 1, 0, 2, 2, 0, 1, 1 << 40, 1 << 63, 0, 0) + struct.pack(
+        "<200I", 9, 8, *[0] * 198
+    )
+    enforced = parse_identity(body, ("gap",))
+    assert (1, 2, (9, 8), 0xEF, True, False, 1) == (
+        enforced.uid,
+        enforced.gid,
+        enforced.groups,
+        enforced.securebits,
+        enforced.no_new_privs,
+        enforced.dumpable,
+        enforced.seccomp_filters,
+    )
+    assert frozenset({"CHOWN"}) == enforced.capabilities["effective"]
+    assert frozenset({"CHECKPOINT_RESTORE"}) == enforced.capabilities["permitted"]
+    assert frozenset({"63"}) == enforced.capabilities["inheritable"]
+    assert ("gap",) == enforced.gaps
+    assert enforced == pickle.loads(pickle.dumps(enforced))
+
+
+def test_usage_has_seconds_and_bytes():
+    usage = parse_usage(struct.pack("<10q", 1_500_000, 500_000, 3, 0, 0, 2, 4, 5, 6, 2_000_000_000) + bytes(900))
+    assert Usage(2.0, 1.5, 0.5, 2.0, 3072, None, None, 1024, 2048, 11, None) == usage
+
+
+def test_capabilities_are_the_kernels():
+    from sandbox.primitives import Capability
+
+    for number, name in enumerate(CAPABILITIES):
+        assert number == Capability[name]
+
+
+def test_result_compares_and_pickles():
+    result = Result(
+        ["a"], 3, "out", None, reason=Reason.TIMEOUT, detail="d", usage=Usage(1.0), enforced=Enforced(uid=5)
+    )
+    again = pickle.loads(pickle.dumps(result))
+    assert result == again
+    assert (Reason.TIMEOUT, 5, 1.0) == (again.reason, again.enforced.uid, again.usage.wall)
+    assert result != Result(["a"], 3, "out", None)
+    assert result != 3
+    assert "reason='timeout'" in repr(result)
+    assert isinstance(result, subprocess.CompletedProcess)
+    with pytest.raises(TypeError):
+        hash(result)
+
+
+def test_result_check_returncode_raises_with_itself():
+    result = Result(["a"], 3, b"o", b"e")
+    with pytest.raises(CalledProcessError) as caught:
+        result.check_returncode()
+    assert result is caught.value.result
+    assert (3, b"o", b"e") == (caught.value.returncode, caught.value.output, caught.value.stderr)
+    Result(["a"], 0).check_returncode()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "data", "expected"),
+    [
+        ("utf-8", None, "ä\r\nb\rc\n".encode(), "ä\nb\nc\n"),
+        ("latin-1", None, b"\xe4", "ä"),
+        ("ascii", "replace", b"\xe4", "\ufffd"),
+    ],
+)
+def test_decoder_translates_newlines(encoding, errors, data, expected):
+    assert expected == decoder(encoding, errors)(data)
