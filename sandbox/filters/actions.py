@@ -64,7 +64,7 @@ class Errno(Action):
         if isinstance(errno, str):
             number = getattr(_errno, errno, None)
             if not isinstance(number, int):
-                raise ValueError(f"errno must be a name of errno(3) such as EPERM, got {errno!r}")
+                raise ValueError(f"errno must be a name of errno(3) such as EPERM, got {errno!r}")  # noqa: TRY004  # a name
             errno = number
         if isinstance(errno, bool) or not isinstance(errno, int):
             raise TypeError(f"errno must be an int or a name, not {type(errno).__name__}")

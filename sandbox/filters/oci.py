@@ -143,11 +143,12 @@ def _action(entry: Mapping[str, Any], key: str, number_key: str, name_key: str, 
             return Trace(_EPERM if number is None else number)
     except ValueError as error:
         raise FilterError(f"{place}: {error}") from None
-    if name not in _ACTIONS:
+    action = _ACTIONS.get(str(name))
+    if action is None:
         raise FilterError(
             f"{place} has {key} {name!r}; there are {', '.join(_ACTIONS)}, SCMP_ACT_ERRNO, SCMP_ACT_TRACE"
         )
-    return _ACTIONS[name]
+    return action
 
 
 def _included(entry: Mapping[str, Any], kept: frozenset[str], arch: Arch, kernel: tuple[int, int], place: str) -> bool:

@@ -76,7 +76,7 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
 class Test(NamedTuple):
     """A condition made numbers: (argument & mask) lies inside of one of the ranges."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # the argument's; tuple.index is not used
     mask: int
     ranges: Ranges
 
@@ -98,12 +98,12 @@ def resolve(condition: Condition, call: str, arch: Arch) -> Test:
     """Return what a condition means for an argument of a call on an architecture; its ranges may be empty."""
     index = condition.index
     top = (1 << argument_bits(call, index, arch)) - 1
-    mask: int | None = top
+    mask = top
     if condition.mask is not None:
-        mask = _number(condition.mask, call, index, arch, top)
-        if mask is None:
+        named = _number(condition.mask, call, index, arch, top)
+        if named is None:
             raise FilterError(f"{arch} has no {condition.mask}, the mask of {condition!r} for {call}")
-        mask &= top
+        mask &= named
     numbers = [_number(value, call, index, arch, top) for value in condition.values]
     present = [number for number in numbers if number is not None]
     operation = condition.operation
@@ -304,6 +304,6 @@ def _multiplexed(
             continue
         # The upper half of the number that ipc(2) takes is a version, which the kernel strips.
         here = Test(0, 0xFFFF if call == "ipc" else 0xFFFFFFFF, ((number, number),))
-        for clause in _clauses(rules, own + inside, call, arch, default):
-            found.append(Clause((here, *clause.tests), clause.action, clause.rule))
+        clauses = _clauses(rules, own + inside, call, arch, default)
+        found += [Clause((here, *clause.tests), clause.action, clause.rule) for clause in clauses]
     return (*found, *rest) if found or own else ()
