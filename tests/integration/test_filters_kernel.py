@@ -204,7 +204,7 @@ def test_number_newer_than_the_table_gets_the_unknown_action_in_the_kernel() -> 
 def test_variant_of_32_bit_programs_is_covered_in_the_kernel() -> None:
     program = Filter(Allow).deny("getuid", "socket", action=Errno(ERRNO)).to_bytes()
     # getuid, getuid32, socketcall(SYS_SOCKET), socketcall(SYS_BIND)
-    plain = [call for call in (("getuid", ()), ("getuid32", ()), ("socketcall", (1, 0)), ("socketcall", (2, 0)))]
+    plain = [("getuid", ()), ("getuid32", ()), ("socketcall", (1, 0)), ("socketcall", (2, 0))]
     assert [-ERRNO, -ERRNO, -ERRNO, -errno.EFAULT] == seen(program, "int80", *plain)
 
 

@@ -46,7 +46,7 @@ def test_action_unknown_to_the_kernel_is_kill() -> None:
 
 def test_actions_are_in_the_kernel_s_order_of_strictness() -> None:
     order = [Kill, KillThread, Trap, EPERM, Notify, Trace(), Log, Allow]
-    assert order == sorted(reversed(order), key=strictness)
+    assert order == sorted([Allow, Log, *order[:-2]], key=strictness)
 
 
 def test_errno_matches_by_attribute() -> None:
@@ -87,7 +87,7 @@ def test_condition_used_as_a_truth_value_is_a_type_error(wrong) -> None:
      lambda: arg(0) & 1 & 2],
 )  # fmt: skip
 def test_condition_out_of_range_is_a_value_error(wrong) -> None:
-    with pytest.raises(ValueError, match="must|needs|has a mask"):
+    with pytest.raises(ValueError, match=r"must|needs|has a mask"):
         wrong()
 
 
@@ -297,7 +297,16 @@ def test_from_bytes_what_the_kernel_refuses_is_refused(program: bytes, message: 
 def test_disassemble_names_calls_words_and_actions() -> None:
     f = Filter(Allow, arches=["x86_64"]).deny("ioctl", arg(1) == "TIOCSTI")
     text = f.disassemble()
-    for part in ("; arch", "; x86_64", "; number", "; ioctl", "; arg 1 (low)", 'ret 0x50001', '; Errno("EPERM")', "; Kill"):
+    for part in (
+        "; arch",
+        "; x86_64",
+        "; number",
+        "; ioctl",
+        "; arg 1 (low)",
+        "ret 0x50001",
+        '; Errno("EPERM")',
+        "; Kill",
+    ):
         assert part in text, part
     assert len(text.splitlines()) == len(f.to_bytes()) // 8
 

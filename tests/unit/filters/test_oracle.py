@@ -69,8 +69,7 @@ def boundary_args(name: str, arch: str, used: "dict[int, set[int]]") -> "list[tu
             values |= {(value + step) & top for step in (-1, 0, 1)} | {top, (value ^ (1 << 31)) & top}
             values |= {(value ^ (1 << 32)) & top, (value & 0xFFFFFFFF) & top}
         choices.append(sorted(values))
-    combinations = list(itertools.islice(itertools.product(*choices), 4000))
-    return combinations
+    return list(itertools.islice(itertools.product(*choices), 4000))
 
 
 def included(entry: dict, capabilities: set[str]) -> bool:
