@@ -114,7 +114,10 @@ def _narrowed(state: tuple[Masked, ...], half: int, chosen: int) -> tuple[Masked
     rest: list[Masked] = []
     for mask, ranges in state:
         base = mask & chosen
-        left = union((max(low, base) - base, min(high, base + half - 1) - base) for low, high in ranges)
+        top = base + half - 1
+        left = tuple(
+            (max(low, base) - base, min(high, top) - base) for low, high in ranges if low <= top and high >= base
+        )
         if not left:
             return None
         if left != ((0, half - 1),):
