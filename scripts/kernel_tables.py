@@ -98,7 +98,7 @@ INTERNAL = {"MSG_INTERNAL_SENDMSG_FLAGS", "MSG_SENDPAGE_NOPOLICY", "MSG_SPLICE_P
 
 # Header: which of its names are wanted.
 WANTED = {
-    "linux/sched.h": r"CLONE_|SCHED_|CSIGNAL",
+    "linux/sched.h": r"CLONE_|UNSHARE_|SCHED_|CSIGNAL",
     "linux/prctl.h": r"PR_",
     "asm/prctl.h": r"ARCH_",
     "linux/fcntl.h": r"(__)?[OF]_|AT_|RESOLVE_|FD_CLOEXEC|DN_",

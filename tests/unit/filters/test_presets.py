@@ -59,6 +59,8 @@ def test_default_refuses_what_widens_the_kernel_s_surface(name: str, arch: str) 
         (("clone", 0x3D0F00), Allow),
         (("unshare", 0x80), EPERM),
         (("unshare", 0x400), Allow),
+        (("unshare", 0x40600), Allow),
+        (("unshare", 0x100000), EPERM),  # UNSHARE_EMPTY_MNTNS
         (("personality", 0xFFFFFFFF), Allow),
         (("personality", 0), Allow),
         (("personality", 0x40008), Allow),
