@@ -48,7 +48,7 @@ def holds(name: str, arch: str, args: "list[int]", index: int, condition: "tuple
     }[operation]()  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(rule_sets(), st.sampled_from(ACTIONS), st.data())
 def test_compiled_program_random_rules_answers_as_the_rules_read(rules, default, data) -> None:
     filter = Filter(default, arches=ARCHES)
