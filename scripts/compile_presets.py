@@ -17,6 +17,7 @@ OUTPUT = Path(__file__).resolve().parent.parent / "sandbox" / "filters" / "compi
 
 
 def main() -> None:
+    """Write every preset for every machine."""
     OUTPUT.mkdir(exist_ok=True)
     for old in OUTPUT.glob("*.bpf"):
         old.unlink()

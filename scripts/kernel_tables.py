@@ -72,7 +72,8 @@ for _old in ("chown", "lchown", "fchown", "getuid", "getgid", "geteuid", "getegi
 SIGNATURES = {
     "_sysctl": "p", "afs_syscall": "", "arch_prctl": "il", "arm_fadvise64_64": "iiqq", "bdflush": "il", "break": "",
     "breakpoint": "", "cacheflush": "lli", "create_module": "pl", "epoll_ctl_old": "", "epoll_wait_old": "",
-    "execve": "ppp", "fanotify_mark": "iiqip", "fadvise64": "iqli", "ftime": "", "get_kernel_syms": "p", "get_thread_area": "p", "get_tls": "",
+    "execve": "ppp", "fanotify_mark": "iiqip", "fadvise64": "iqli", "ftime": "",
+    "get_kernel_syms": "p", "get_thread_area": "p", "get_tls": "",
     "getpmsg": "", "gtty": "", "idle": "", "ioperm": "lli", "iopl": "i", "lock": "", "lookup_dcookie": "qpl",
     "map_shadow_stack": "lli", "mmap": "llllll", "mmap2": "llllll", "modify_ldt": "ipl", "mpx": "", "mremap": "lllll",
     "nfsservctl": "ipp", "pciconfig_iobase": "lll", "pciconfig_read": "lllll", "pciconfig_write": "lllll",
@@ -97,7 +98,7 @@ INTERNAL = {"MSG_INTERNAL_SENDMSG_FLAGS", "MSG_SENDPAGE_NOPOLICY", "MSG_SPLICE_P
 
 # Header: which of its names are wanted.
 WANTED = {
-    "linux/sched.h": r"CLONE_|SCHED_|CSIGNAL",
+    "linux/sched.h": r"CLONE_|UNSHARE_|SCHED_|CSIGNAL",
     "linux/prctl.h": r"PR_",
     "asm/prctl.h": r"ARCH_",
     "linux/fcntl.h": r"(__)?[OF]_|AT_|RESOLVE_|FD_CLOEXEC|DN_",
@@ -106,7 +107,7 @@ WANTED = {
     "linux/mman.h": r"PROT_|MAP_|MADV_|MREMAP_|MCL_|MLOCK_|MS_",
     "linux/memfd.h": r"MFD_",
     "linux/mount.h": r"MS_|OPEN_TREE_|MOVE_MOUNT_|FSOPEN_|FSPICK_|FSCONFIG_|FSMOUNT_|MOUNT_ATTR_",
-    "linux/personality.h": r"PER_|ADDR_|UNAME26|READ_IMPLIES_EXEC|MMAP_PAGE_ZERO|WHOLE_SECONDS|STICKY_|SHORT_INODE|FDPIC",
+    "linux/personality.h": r"PER_|ADDR_|UNAME26|READ_IMPLIES|MMAP_PAGE|WHOLE_SEC|STICKY_|SHORT_INODE|FDPIC",
     "linux/ptrace.h": r"PTRACE_",
     "linux/keyctl.h": r"KEYCTL_",
     "linux/bpf.h": r"BPF_[A-Z]+_[A-Z_]+$",
@@ -168,11 +169,13 @@ UNWANTED = re.compile(r"(_MAX|_MIN|_LAST|_CNT|_NR|_NUM|_SIZE|_LEN|_BASE|_SHIFT|_
 
 
 def die(message):
+    """End with a message."""
     sys.exit(f"kernel_tables.py: {message}")
 
 
 # ── numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def numbers(headers, arch):
+    """Return the numbers of an architecture by name."""
     directory, file = NUMBERS[arch]
     text = (headers / "lib/linux/uapi" / directory / "asm" / file).read_text()
     found = {}
@@ -192,6 +195,7 @@ def numbers(headers, arch):
 
 
 def letter(parameter):
+    """Return the letter of a parameter's type."""
     kind = re.sub(r"\b(__user|__force|volatile)\b", " ", parameter).strip()
     if "*" in kind or "[" in kind:
         return "p"
@@ -205,6 +209,7 @@ def letter(parameter):
 
 
 def signatures(source):
+    """Return the letters of every function that syscalls.h declares."""
     text = (source / "include/linux/syscalls.h").read_text()
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     found = {}
@@ -219,6 +224,7 @@ def signatures(source):
 
 
 def syscalls(headers, source):
+    """Return the lines of syscalls.txt."""
     per_arch = {arch: numbers(headers, arch) for arch in NUMBERS}
     known = signatures(source)
     lines, missing = [], []
@@ -245,6 +251,7 @@ def syscalls(headers, source):
 
 # ── constants ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def compiler(headers, arch):
+    """Return the compiler's command for an architecture's headers."""
     directory, flags = MODELS[arch]
     include = [
         "-nostdinc",
@@ -305,6 +312,7 @@ def evaluate(headers, arch, header, names):
 
 
 def assembly(text):
+    """Return the values that the compiler put into initialised variables."""
     values, name, parts = {}, "", []
     for line in [*text.splitlines(), "v_:"]:
         label = re.match(r"v_(\w*):", line)
@@ -322,6 +330,7 @@ def assembly(text):
 
 
 def constants_of(headers, source, arch):
+    """Return the constants of an architecture by name."""
     # First a header of its own for each wanted name, then every ioctl request by its definition.
     values = {}
     for table in (WANTED, PLAIN_IOCTL):
@@ -346,6 +355,7 @@ def constants_of(headers, source, arch):
 
 
 def constants(headers, source):
+    """Return the lines of constants.txt."""
     per_arch = {arch: constants_of(headers, source, arch) for arch in MODELS}
     lines = []
     for name in sorted(set().union(*per_arch.values())):
@@ -363,6 +373,7 @@ def constants(headers, source):
 
 
 def main():
+    """Write both tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("headers", type=Path)
     parser.add_argument("source", type=Path)

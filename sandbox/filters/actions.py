@@ -62,9 +62,9 @@ class Errno(Action):
 
     def __init__(self, errno: int | str) -> None:
         if isinstance(errno, str):
-            number = getattr(_errno, errno, None)
-            if not isinstance(number, int):
-                raise ValueError(f"errno must be a name of errno(3) such as EPERM, got {errno!r}")  # noqa: TRY004  # a name
+            number: int | None = getattr(_errno, errno, None) if errno[:1] == "E" else None
+            if number is None:
+                raise ValueError(f"errno must be a name of errno(3) such as EPERM, got {errno!r}")
             errno = number
         if isinstance(errno, bool) or not isinstance(errno, int):
             raise TypeError(f"errno must be an int or a name, not {type(errno).__name__}")

@@ -8,7 +8,7 @@ from sandbox.errors import FilterError
 from sandbox.filters.actions import Action, decode
 from sandbox.filters.bpf import AND, JA, JEQ, JGE, JGT, JSET, LD, RET, Instruction
 from sandbox.filters.graph import ARCH, ARGUMENTS, NUMBER, WORD
-from sandbox.filters.ranges import Masked, complement, holds, intersection, smallest, union
+from sandbox.filters.ranges import Masked, complement, holds, intersection, smallest, union, unmasked
 from sandbox.filters.table import ARCHES, AUDIT, X32_BIT, Arch, names_of
 
 _MACHINES: Final = union((value, value) for value in AUDIT.values())
@@ -70,6 +70,7 @@ def _leaves(program: Sequence[Instruction], known: _Known) -> list[tuple[int, _K
 
 
 def _joined(facts: tuple[Masked, ...], fact: Masked) -> tuple[Masked, ...]:
+    fact = unmasked(fact, 32)
     for position, (mask, ranges) in enumerate(facts):
         if mask == fact.mask:
             both = Masked(mask, intersection(ranges, fact.ranges))

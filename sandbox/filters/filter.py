@@ -302,7 +302,7 @@ class Filter:
             return f"the table (Linux {'.'.join(map(str, calls().version))}) has no call {number}: {self._unknown!r}"
         words = [value & 0xFFFFFFFFFFFFFFFF for value in args] + [0] * (6 - len(args))
         for clause in verdicts(rules, self._default, arch).get(name, ()):
-            if clause.rule >= 0 and all(holds(t.ranges, words[t.index] & t.mask) for t in clause.tests):
+            if clause.rule >= 0 and all(holds(t.ranges, words[t.argument] & t.mask) for t in clause.tests):
                 rule = rules[clause.rule]
                 origin = f" of {self._name}" if rule.preset else ""
                 text = f"by rule {clause.rule + 1}{origin}: {rule}"

@@ -116,7 +116,7 @@ class Graph:
             for test in reversed(tests):
                 cells = [(low, inside) for low, _ in test.ranges]
                 cells += [(low, target) for low, _ in complement(test.ranges, test.mask)]
-                inside = self.argument(test.index, test.mask, sorted(cells, key=lambda cell: cell[0]))
+                inside = self.argument(test.argument, test.mask, sorted(cells, key=lambda cell: cell[0]))
             target = inside
         return target
 
@@ -136,11 +136,11 @@ class Graph:
                 built[now] = self.argument(index, mask, [(low, built[rest]) for low, rest in cells])
             else:
                 test = now[0][0][0]
-                cells = cells_of(now, test.index, test.mask)
+                cells = cells_of(now, test.argument, test.mask)
                 budget -= len(cells)
                 if budget < 0:
                     raise _TooLarge
-                split[now] = (test.index, test.mask, cells)
+                split[now] = (test.argument, test.mask, cells)
                 waiting += {rest for _, rest in cells if rest not in built}
         return built[clauses]
 
@@ -150,7 +150,7 @@ def cells_of(clauses: Clauses, index: int, mask: int) -> list[tuple[int, Clauses
     edges = {0}
     for tests, _ in clauses:
         for test in tests:
-            if test.index == index and test.mask == mask:
+            if test.argument == index and test.mask == mask:
                 for low, high in test.ranges:
                     edges.update((low, high + 1))
     lows = sorted(edge for edge in edges if edge <= mask)
@@ -160,7 +160,7 @@ def cells_of(clauses: Clauses, index: int, mask: int) -> list[tuple[int, Clauses
     inside: list[list[int]] = [[] for _ in lows]
     rests: list[tuple[tuple[Test, ...], int]] = []
     for number, (tests, code) in enumerate(clauses):
-        mine = [test for test in tests if test.index == index and test.mask == mask]
+        mine = [test for test in tests if test.argument == index and test.mask == mask]
         if not mine:
             always.append(number)
             rests.append((tests, code))

@@ -44,7 +44,7 @@ _ACTIONS: Final[Mapping[str, Action]] = {
 }
 _EPERM: Final = 1
 _FULL: Final = 2**64 - 1
-_MOST: Final = 1000  # entries for one answer of one call
+_MOST: Final = 500  # entries for one answer of one call
 
 
 class Profile(NamedTuple):
@@ -143,12 +143,11 @@ def _action(entry: Mapping[str, Any], key: str, number_key: str, name_key: str, 
             return Trace(_EPERM if number is None else number)
     except ValueError as error:
         raise FilterError(f"{place}: {error}") from None
-    action = _ACTIONS.get(str(name))
-    if action is None:
+    if not isinstance(name, str) or name not in _ACTIONS:
         raise FilterError(
             f"{place} has {key} {name!r}; there are {', '.join(_ACTIONS)}, SCMP_ACT_ERRNO, SCMP_ACT_TRACE"
         )
-    return action
+    return _ACTIONS[name]
 
 
 def _included(entry: Mapping[str, Any], kept: frozenset[str], arch: Arch, kernel: tuple[int, int], place: str) -> bool:
@@ -281,13 +280,13 @@ def _paths(name: str, clauses: Clauses, default: int, facts: _Facts) -> Iterable
             yield from ((clauses[0][1], list(args)) for args in _comparisons(name, facts))
         return
     test = clauses[0][0][0]
-    cells = cells_of(clauses, test.index, test.mask)
+    cells = cells_of(clauses, test.argument, test.mask)
     by_rest: dict[Clauses, list[tuple[int, int]]] = {}
     for position, (low, rest) in enumerate(cells):
         high = cells[position + 1][0] - 1 if position + 1 < len(cells) else test.mask
         by_rest.setdefault(rest, []).append((low, high))
     for rest, ranges in by_rest.items():
-        yield from _paths(name, rest, default, (*facts, (test.index, test.mask, union(ranges))))
+        yield from _paths(name, rest, default, (*facts, (test.argument, test.mask, union(ranges))))
 
 
 _Blocks: TypeAlias = list[tuple[int, int]]  # mask, value: the argument's bits under the mask are the value's
@@ -300,8 +299,9 @@ def _comparisons(name: str, facts: _Facts) -> Iterable[tuple[dict[str, Any], ...
         mine = [Masked(mask, ranges) for one, mask, ranges in facts if one == index]
         needed = [fact for number, fact in enumerate(mine) if not _implied(fact, mine[:number] + mine[number + 1 :])]
         needed = needed or mine[:1]
-        shown = _short(needed[0]) if len(needed) == 1 else None
-        if shown is None:
+        if len(needed) == 1 and needed[0].mask == _FULL:
+            shown = _whole_words(needed[0].ranges)
+        else:
             blocks = _blocks(needed[0])
             for fact in needed[1:]:
                 pairs = product(blocks, _blocks(fact))
@@ -319,18 +319,19 @@ def _implied(fact: Masked, others: Sequence[Masked]) -> bool:
     return bool(others) and smallest([*others, outside], 64) is None
 
 
-def _short(fact: Masked) -> list[dict[str, Any]] | None:
-    """Return one comparison where the form has it: those that look at all 64 bits."""
-    mask, ranges = fact
-    if mask != _FULL:
-        return None
+def _whole_words(ranges: Ranges) -> list[dict[str, Any]]:
+    """Return comparisons of all 64 bits, for which the form has more words than for parts of them."""
     if len(ranges) == 2 and ranges[0][0] == 0 and ranges[1] == (ranges[0][1] + 2, _FULL):
         return [{"value": ranges[0][1] + 1, "op": "SCMP_CMP_NE"}]
-    if len(ranges) == 1 and ranges[0][0] == 0 < ranges[0][1]:
-        return [{"value": ranges[0][1], "op": "SCMP_CMP_LE"}]
-    if len(ranges) == 1 and ranges[0][1] == _FULL:
-        return [{"value": ranges[0][0], "op": "SCMP_CMP_GE"}]
-    return None
+    found: list[dict[str, Any]] = []
+    for low, high in ranges:
+        if low == 0 < high:
+            found.append({"value": high, "op": "SCMP_CMP_LE"})
+        elif high == _FULL > low:
+            found.append({"value": low, "op": "SCMP_CMP_GE"})
+        else:
+            found += [_equal(mask, value) for mask, value in _blocks(Masked(_FULL, ((low, high),)))]
+    return found
 
 
 def _blocks(fact: Masked) -> _Blocks:

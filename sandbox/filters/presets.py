@@ -18,6 +18,10 @@ _ENOSYS: Final = Errno("ENOSYS")
 _NEW_NAMESPACES: Final = "CLONE_NEWNS|CLONE_NEWCGROUP|CLONE_NEWUTS|CLONE_NEWIPC|CLONE_NEWUSER|CLONE_NEWPID|CLONE_NEWNET"
 
 
+# CLONE_FS, CLONE_FILES, CLONE_SYSVSEM: what threads share.
+_UNSHARED: Final = 0x40600
+
+
 class Preset(NamedTuple):
     """What a filter starts from.
 
@@ -73,7 +77,8 @@ _DEFAULT: Final = (
     # New namespaces. The flags of clone3 are in memory, where no filter sees them: without it libraries use clone.
     _deny("clone3", action=_ENOSYS),
     _deny("clone", when=[(arg(0) & _NEW_NAMESPACES) != 0]),
-    _allow("unshare", when=[(arg(0) & f"{_NEW_NAMESPACES}|CLONE_NEWTIME") == 0]),
+    # unshare by what it may: newer flags (UNSHARE_EMPTY_MNTNS) imply a namespace without naming one.
+    _allow("unshare", when=[(arg(0) & ~_UNSHARED) == 0]),
     # Personalities: asking (all ones), Linux itself, 32-bit machine name, a 2.6 version, a fixed address space.
     _deny("personality"),
     _allow("personality", when=[arg(0) == -1]),

@@ -70,6 +70,16 @@ def intersection(one: Ranges, other: Ranges) -> Ranges:
     return union((max(a, c), min(b, d)) for a, b in one for c, d in other)
 
 
+def unmasked(masked: Masked, bits: int) -> Masked:
+    """Return the same set without a mask, where the mask only cuts off the lowest bits."""
+    mask, ranges = masked
+    step = mask & -mask
+    if step <= 1 or mask + step != 1 << bits:
+        return masked
+    whole = union((-(-low // step) * step, high // step * step + step - 1) for low, high in ranges)
+    return Masked((1 << bits) - 1, whole)
+
+
 def smallest(constraints: Iterable[Masked], bits: int) -> int | None:
     """Return the smallest number that belongs to every set, or None when no number does.
 
@@ -78,7 +88,8 @@ def smallest(constraints: Iterable[Masked], bits: int) -> int | None:
         bits: Width of the number.
     """
     by_mask: dict[int, Ranges] = {}
-    for mask, ranges in constraints:
+    for one in constraints:
+        mask, ranges = unmasked(one, bits)
         by_mask[mask] = intersection(by_mask[mask], ranges) if mask in by_mask else ranges
     if len(by_mask) <= 1:
         for mask, ranges in by_mask.items():
@@ -114,7 +125,10 @@ def _narrowed(state: tuple[Masked, ...], half: int, chosen: int) -> tuple[Masked
     rest: list[Masked] = []
     for mask, ranges in state:
         base = mask & chosen
-        left = union((max(low, base) - base, min(high, base + half - 1) - base) for low, high in ranges)
+        top = base + half - 1
+        left = tuple(
+            (max(low, base) - base, min(high, top) - base) for low, high in ranges if low <= top and high >= base
+        )
         if not left:
             return None
         if left != ((0, half - 1),):

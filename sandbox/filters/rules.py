@@ -76,7 +76,7 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
 class Test(NamedTuple):
     """A condition made numbers: (argument & mask) lies inside of one of the ranges."""
 
-    index: int  # type: ignore[assignment]  # the argument's; tuple.index is not used
+    argument: int
     mask: int
     ranges: Ranges
 
@@ -100,10 +100,10 @@ def resolve(condition: Condition, call: str, arch: Arch) -> Test:
     top = (1 << argument_bits(call, index, arch)) - 1
     mask = top
     if condition.mask is not None:
-        named = _number(condition.mask, call, index, arch, top)
-        if named is None:
+        kept = _number(condition.mask, call, index, arch, top)
+        if kept is None:
             raise FilterError(f"{arch} has no {condition.mask}, the mask of {condition!r} for {call}")
-        mask &= named
+        mask = kept & top
     numbers = [_number(value, call, index, arch, top) for value in condition.values]
     present = [number for number in numbers if number is not None]
     operation = condition.operation
@@ -127,8 +127,8 @@ def tests_of(rule: Rule, call: str, arch: Arch) -> tuple[Test, ...] | None:
         test = resolve(condition, call, arch)
         if smallest([Masked(test.mask, complement(test.ranges, test.mask))], 64) is not None:
             found.append(test)
-    for index in {test.index for test in found}:
-        if smallest([Masked(test.mask, test.ranges) for test in found if test.index == index], 64) is None:
+    for index in {test.argument for test in found}:
+        if smallest([Masked(test.mask, test.ranges) for test in found if test.argument == index], 64) is None:
             return None
     return tuple(found)
 
@@ -167,7 +167,7 @@ def _impossible(rule: Rule, call: str, arch: Arch) -> str:
 def _implies(one: tuple[Test, ...], other: tuple[Test, ...]) -> bool:
     """Tell whether every call that passes the first tests passes the others, too."""
     for test in other:
-        same = [Masked(mine.mask, mine.ranges) for mine in one if mine.index == test.index]
+        same = [Masked(mine.mask, mine.ranges) for mine in one if mine.argument == test.argument]
         if smallest([*same, Masked(test.mask, complement(test.ranges, test.mask))], 64) is not None:
             return False
     return True

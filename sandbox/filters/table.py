@@ -222,7 +222,7 @@ _EXPECTED: Final[Mapping[tuple[str, int], tuple[str, ...]]] = {
     ("socketpair", 0): _SOCKET[0], ("socketpair", 1): _SOCKET[1], ("socketpair", 2): _SOCKET[2],
     ("socketcall", 0): ("SYS_",), ("accept4", 3): ("SOCK_",),
     ("setsockopt", 1): ("SOL_", "IPPROTO_"), ("getsockopt", 1): ("SOL_", "IPPROTO_"),
-    ("clone", 0): _CLONE, ("unshare", 0): _CLONE, ("setns", 1): _CLONE,
+    ("clone", 0): _CLONE, ("unshare", 0): (*_CLONE, "UNSHARE_"), ("setns", 1): _CLONE,
     ("open", 1): _OPEN, ("openat", 2): _OPEN, ("dup3", 2): _OPEN, ("pipe2", 1): _OPEN,
     ("open", 2): _MODE, ("openat", 3): _MODE, ("creat", 1): _MODE, ("chmod", 1): _MODE, ("fchmod", 1): _MODE,
     ("fchmodat", 2): _MODE, ("fchmodat2", 2): _MODE, ("mkdir", 1): _MODE, ("mkdirat", 2): _MODE,

@@ -1,6 +1,6 @@
 from hypothesis import given, strategies as st
 
-from sandbox.filters.ranges import Masked, complement, holds, intersection, next_within, smallest, union
+from sandbox.filters.ranges import Masked, complement, holds, intersection, next_within, smallest, union, unmasked
 
 values = st.integers(0, 255)
 sets = st.lists(st.tuples(values, values), max_size=4).map(union)
@@ -26,6 +26,17 @@ def test_smallest_is_the_first_number_in_every_set(constraints) -> None:
         (x for x in range(256) if all(holds(ranges, x & mask) for mask, ranges in constraints)), default=None
     )
     assert expected == smallest([Masked(mask, ranges) for mask, ranges in constraints], 8)
+
+
+@given(values, sets)
+def test_unmasked_is_the_same_set(mask: int, ranges) -> None:
+    other = unmasked(Masked(mask, ranges), 8)
+    for x in range(256):
+        assert holds(ranges, x & mask) == holds(other.ranges, x & other.mask)
+
+
+def test_unmasked_drops_a_mask_of_the_upper_bits() -> None:
+    assert Masked(0xFF, ((0x20, 0x3F),)) == unmasked(Masked(0xF0, ((0x15, 0x30),)), 8)
 
 
 def test_smallest_many_bits_is_found_without_trying_them_all() -> None:
