@@ -210,13 +210,11 @@ def test_twin_yields_every_event_in_order(tmp_path):
             inotify.watch(tmp_path, IN_CREATE)
             for number in range(5000):
                 os.mkdir(tmp_path / str(number))
-            return [(await inotify.get()).name for _ in range(2500)] + [
-                event.name async for event, _ in _with_number(inotify, 2500)
-            ]
+            names = [(await inotify.get()).name for _ in range(2500)]
+            async for event in inotify:
+                names.append(event.name)
+                if len(names) == 5000:
+                    break
+            return names
 
     assert [str(number) for number in range(5000)] == asyncio.run(watched())
-
-
-async def _with_number(inotify, count):
-    for number in range(count):
-        yield await anext(inotify), number
