@@ -23,6 +23,7 @@ from sandbox.events.fanotify import (
     FAN_ACCESS_PERM,
     FAN_CLASS_CONTENT,
     FAN_CLASS_PRE_CONTENT,
+    FAN_ENABLE_AUDIT,
     FAN_EVENT_ON_CHILD,
     FAN_OPEN,
     FAN_OPEN_EXEC_PERM,
@@ -167,6 +168,22 @@ def test_response_that_is_none_is_refused_and_the_question_stays_open(guarded):
                 event.allow(audit=FanotifyAudit(1))  # a group without ENABLE_AUDIT
             event.allow()
         assert b"content" == process.communicate()[0]
+
+
+@pytest.mark.needs_kernel(6, 3)
+@ends_in_time
+def test_answer_for_the_audit_log_is_taken(guarded):
+    try:
+        fan = Fanotify(FAN_CLASS_CONTENT | FAN_ENABLE_AUDIT)
+    except PermissionError:
+        pytest.skip("needs CAP_AUDIT_WRITE")
+    with fan:
+        fan.watch(guarded, ON_OPEN)
+        for audit in (True, FanotifyAudit(7, 1, 0)):
+            process = reader(guarded / "file")
+            with fan.read_event() as event:
+                event.allow(audit=audit)
+            assert b"content" == process.communicate()[0]
 
 
 @pytest.mark.needs_kernel(6, 14)
