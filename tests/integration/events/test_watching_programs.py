@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ def assert_told(root: str, args: list[str], **options) -> tuple[set[str], set[st
     with RecursiveInotify(root, IN_CREATE | IN_DELETE | IN_MOVE, nonblock=True) as watch:
         process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
         while process.poll() is None:
+            select.select([watch], [], [], 0.05)
             known.hear(watch.read_events())
         error = process.communicate()[1]
         assert 0 == process.returncode, error
