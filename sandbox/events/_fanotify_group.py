@@ -57,6 +57,7 @@ class Group:
         self._mounts: dict[bytes, int] = {}
         # By handle, the path that was marked, for those who may not open by handle.
         self._marked: dict[bytes, str] = {}
+        self._may_open = True  # by handle, as far as known
 
     def answer(self, event_fd: int, response: int, audit: FanotifyAudit | None = None) -> None:
         """Answer a question."""
@@ -125,6 +126,8 @@ class Group:
         if mount is not None:
             fd = open_by_handle_at(mount, handle[8:], os.O_PATH | os.O_CLOEXEC)
             try:
+                if os.fstat(fd).st_nlink == 0:
+                    raise os_error(errno.ESTALE)  # deleted, and held by somebody
                 return os.readlink(f"/proc/self/fd/{fd}")
             finally:
                 os.close(fd)
@@ -162,7 +165,7 @@ class Group:
     def _hold_mount(self, here: int, handle: bytes) -> bool:
         """Keep a descriptor on a file system, if handles can be opened with it."""
         mode = os.fstat(here).st_mode
-        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        if not self._may_open or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             return False
         try:
             mount = os.open(f"/proc/self/fd/{here}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -174,6 +177,7 @@ class Group:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
+            self._may_open = error.errno != errno.EPERM
             return False
         finally:
             if mount >= 0:

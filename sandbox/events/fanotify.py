@@ -8,6 +8,8 @@ Facts that users meet:
   that opens what it marks. So an event that is closed or dropped is answered, and the group ends in a
   forked child and with its last reference.
 - When the process is killed the kernel answers itself, and allows.
+- A process must not wait for its own answer: a thread that answers stands still while another one starts a
+  guarded program with `subprocess`, which holds the interpreter until the program is executed.
 - Creation and deletion of one name, both unread, become one event with both bits.
 """
 
@@ -82,13 +84,13 @@ class FanotifyEvent(_Fields):
 
     Attributes:
         mask: What happened, a plain int; `flags` is the same as FanotifyMask.
-        fd: Descriptor of the file; FAN_NOFD where the group reports handles, or for an overflow, and once closed.
-            Below FAN_NOFD it is the errno of the open that failed, negated; the kernel denies a question about
-            such a file itself.
+        fd: Descriptor of the file; FAN_NOFD where the group reports handles, or for an overflow, and once
+            closed. Below FAN_NOFD it is the errno of the open that failed, negated; the kernel denies a
+            question about such a file itself.
         pid: Who did it: a process, or a thread with REPORT_TID; 0 when it is not in this pid namespace.
         pidfd: Descriptor of that process with REPORT_PIDFD; negative without, or when the process is gone.
-        directory_handle: With REPORT_DIR_FID: file system id and handle of the directory; compares equal for one
-            directory.
+        directory_handle: With REPORT_DIR_FID: file system id and handle of the directory; compares equal
+            for one directory.
         name: With REPORT_NAME: the entry of that directory, "." for itself; by surrogateescape.
     """
 

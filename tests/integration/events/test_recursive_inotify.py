@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import resource
+import select
 import shutil
 
 import pytest
@@ -210,6 +211,7 @@ def test_events_tell_the_tree_on_disk_after_two_processes_changed_it(root, tmp_p
     with RecursiveInotify(root, CHANGES, existing=True, nonblock=True) as watch:
         running = {changer(root, outside, 100 * seed + number) for number in range(2)}
         while running:
+            select.select([watch], [], [], 0.05)
             known.hear(watch.read_events())
             running = {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0] == 0}
         known.hear(rest(watch))
@@ -222,10 +224,10 @@ def test_overflow_is_an_event_and_what_there_is_comes_after_it(root, tmp_path):
     known = Told()
     with RecursiveInotify(root, CHANGES, nonblock=True) as watch:
         os.mkdir(f"{root}/seen")
+        open(f"{root}/seen/0", "w").close()
         known.hear(rest(watch))
         for number in range(size // 2 + 100):
-            os.mkdir(f"{root}/seen/{number}")
-            os.rmdir(f"{root}/seen/{number}")
+            os.rename(f"{root}/seen/{number % 2}", f"{root}/seen/{1 - number % 2}")
         os.makedirs(f"{root}/unseen/below")
         open(f"{root}/unseen/below/f", "w").close()
         known.hear(rest(watch))
