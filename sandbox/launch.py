@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from sandbox._native import ffi, lib
 from sandbox.compiler import Layers
@@ -55,18 +55,14 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-class Kept(NamedTuple):
-    """A descriptor kept between launches, with what tells it from a stranger that took its number."""
+class Kept:
+    """A descriptor kept between launches, with what tells it from a stranger that took its number; -1: given up."""
 
-    fd: int
-    device: int
-    inode: int
+    __slots__ = ("device", "fd", "inode")
 
-    @classmethod
-    def of(cls, fd: int) -> "Kept":
-        """Remember what a descriptor is now."""
+    def __init__(self, fd: int) -> None:
         status = os.fstat(fd)
-        return cls(fd, status.st_dev, status.st_ino)
+        self.fd, self.device, self.inode = fd, status.st_dev, status.st_ino
 
     def valid(self) -> bool:
         """Say whether the number still is that descriptor."""
@@ -86,7 +82,8 @@ class Kept(NamedTuple):
             if error.errno != errno.EBADF:
                 raise
             return None
-        if Kept.of(fd) == Kept(fd, self.device, self.inode):
+        status = os.fstat(fd)
+        if (status.st_ino, status.st_dev) == (self.inode, self.device):
             return fd
         os.close(fd)
         return None
@@ -116,7 +113,7 @@ class _InitProgram:
                 fd = lib.launch_memfd(b"sandbox-init", program, len(program), 0, ffi.NULL, 0, 1)
                 if fd < 0:
                     raise _error("memfd_create")
-                kept = self._kept = Kept.of(fd)
+                kept = self._kept = Kept(fd)
             return kept.fd
 
     def refused(self, number: int) -> bool:
@@ -145,7 +142,7 @@ def _own_pidfd() -> int:
         # Of this very process the same number may have come back: nothing to close then.
         if _lifeline is not None and _lifeline[0] != pid:
             _lifeline[1].close()
-        _lifeline = pid, Kept.of(fd)
+        _lifeline = pid, Kept(fd)
         return fd
 
 

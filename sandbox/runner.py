@@ -188,7 +188,7 @@ class _Trees:
             except SetupError:
                 # Before Linux 6.15; or a cause that the launch itself will meet and report.
                 return None
-            kept = launch.Kept.of(fd)
+            kept = launch.Kept(fd)
             # A file system that is gone may leave its device number, too, to this one.
             for other in self._kept.values():
                 if other.fd == fd:
