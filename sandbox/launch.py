@@ -56,7 +56,6 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Kept:
-<<<<<<< HEAD
     """A descriptor kept between launches, with what tells it from a stranger that took its number."""
 
     __slots__ = ("fd", "is_")
@@ -65,15 +64,6 @@ class Kept:
         self.fd = fd
         status = os.fstat(fd)
         self.is_ = status.st_dev, status.st_ino
-=======
-    """A descriptor kept between launches, with what tells it from a stranger that took its number; -1: given up."""
-
-    __slots__ = ("device", "fd", "inode")
-
-    def __init__(self, fd: int) -> None:
-        status = os.fstat(fd)
-        self.fd, self.device, self.inode = fd, status.st_dev, status.st_ino
->>>>>>> launchtests
 
     def valid(self) -> bool:
         """Say whether the number still is that descriptor."""
@@ -93,12 +83,7 @@ class Kept:
             if error.errno != errno.EBADF:
                 raise
             return None
-<<<<<<< HEAD
         if Kept(fd).is_ == self.is_:
-=======
-        status = os.fstat(fd)
-        if (status.st_ino, status.st_dev) == (self.inode, self.device):
->>>>>>> launchtests
             return fd
         os.close(fd)
         return None

@@ -74,14 +74,8 @@ def test_operations_are_the_headers_enumeration():
     body = re.search(r"enum native \{(.*?)NATIVE_END", source("plan.h"), re.DOTALL)[1]
     names = re.findall(r"^\s*OP_(\w+)", body, re.MULTILINE)
     assert len(names) == len(plans.OPERATIONS)
-<<<<<<< HEAD
-    said = {"LISTEN": "seccomp_listen", "AWAIT": "await_release",
-            "DROP_BOUNDING": "drop_bounding_set", "LIFELINE": "check_lifeline",
-            "SPAWN": "fork_payload", "PLACE": "place_fds", "EXEC": "execve"}  # fmt: skip
-=======
     said = {"AWAIT": "await_release", "DROP_BOUNDING": "drop_bounding_set", "LIFELINE": "check_lifeline",
             "SPAWN": "fork_payload", "PLACE": "place_fds", "EXEC": "execve", "LISTEN": "seccomp_listen"}  # fmt: skip
->>>>>>> launchtests
     assert [said.get(name, name.lower()) for name in names] == list(plans.OPERATIONS)
 
 
