@@ -274,6 +274,10 @@ class _Compiler:
 
     def _init(self) -> None:
         program = self.program
+        # What needs no id happens while stage 1 writes the id maps.
+        self._names()
+        program.origin = "capabilities"
+        program.call("drop_bounding_set", (_CAP_SETFCAP if self.uid == 0 else 0) if self.nested else self.spec.keep)
         program.origin = "namespaces"
         program.call("await_release")
         if self.caller.privileged:
@@ -298,7 +302,6 @@ class _Compiler:
             private = mount_attributes(program, k.NONE, private=True)
             program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
         self._root()
-        self._names()
         if "time" in self.spec.new_namespaces:
             # Children enter it, PID 1 does not: the payload is one.
             program.origin = "namespaces"
@@ -353,7 +356,6 @@ class _Compiler:
         program = self.program
         program.origin = "capabilities"
         header = program.data(pack("<2I", 0x20080522, 0), "{_LINUX_CAPABILITY_VERSION_3, 0}")
-        program.call("drop_bounding_set", keep)
         program.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
         if ambient:
             # Ambient is within inheritable; what else PID 1 has goes with the last capset.
@@ -385,6 +387,7 @@ class _Compiler:
             text = f"{number} {number} 1\n"
             program.call("write_proc_self", self.proc_inside, name, text, len(text))
         program.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0)
+        program.call("drop_bounding_set", self.spec.keep)
         self._privileges(self.spec.keep, self.spec.ambient)
 
     # ── payload ──

@@ -132,6 +132,7 @@ static char init_stack[16 * KIB] __attribute__((aligned(16)));
 static void init_starts(void)
 {
     role = INIT;
+    reset_signals();            /* exec keeps what the caller ignores */
     call1(__NR_close, gate[1]); /* the number stays: stage 1 reads it in the same memory */
     run_segment(INIT);
     be_init();
@@ -666,7 +667,6 @@ __attribute__((used)) _Noreturn void enter(long *stack)
     if (error)
         quit(126);
     block_signals();
-    reset_signals();
     call1(__NR_umask, 0); /* modes are what the plan says */
     call2(__NR_prctl, PR_SET_NAME, "sandbox-init");
     control = plan->slot[SLOT_CONTROL];

@@ -21,7 +21,7 @@
 
 #define LAUNCH_RECORD_SIZE 1024
 #define LAUNCH_MAX_SLOTS 256
-#define LAUNCH_STACK (64 * 1024)
+#define LAUNCH_STACK (4 * 1024) /* a few raw calls need no more, and no signal comes */
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U /* 6.3 */
@@ -168,31 +168,26 @@ static int launch_spawn(int init_fd, const char *init_path, const char *image, s
     argv[1] = digit;
 
     struct launch_child child = {init_fd, init_path, keep, count, argv, 0};
-    char *stack =
-        mmap(NULL, LAUNCH_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (stack == MAP_FAILED) {
-        error = errno;
-    } else {
-        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
-        syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, sizeof all);
-        pid = clone(launch_child, stack + LAUNCH_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD,
-                    &child, &pidfd);
-        error = pid < 0 ? errno : child.error;
-        if (pid > 0)
-            pidfd = launch_above(pidfd);
-        if (pid > 0 && error) {
-            siginfo_t info;
-            while (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0 && errno == EINTR)
-                ;
-            close(pidfd);
-        } else if (pid > 0) {
-            stage[0] = pidfd;
-            stage[1] = pid;
-        }
-        syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old);
-        pthread_setcancelstate(state, NULL);
-        munmap(stack, LAUNCH_STACK);
+    /* The child's own stack, in this frame: its owner sleeps until the child has left it. */
+    char stack[LAUNCH_STACK] __attribute__((aligned(16)));
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+    syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, sizeof all);
+    pid = clone(launch_child, stack + LAUNCH_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &child,
+                &pidfd);
+    error = pid < 0 ? errno : child.error;
+    if (pid > 0)
+        pidfd = launch_above(pidfd);
+    if (pid > 0 && error) {
+        siginfo_t info;
+        while (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0 && errno == EINTR)
+            ;
+        close(pidfd);
+    } else if (pid > 0) {
+        stage[0] = pidfd;
+        stage[1] = pid;
     }
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old);
+    pthread_setcancelstate(state, NULL);
     close(plan);
     errno = error;
     return error ? -1 : 0;
