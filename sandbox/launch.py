@@ -34,6 +34,7 @@ from sandbox.process import (
     parse_record,
 )
 
+_PAIR, _NUMBERS, _MESSAGE = map(ffi.typeof, ("int[2]", "int[]", "struct launch_message *"))
 _INIT_PATH = os.path.join(os.path.dirname(__file__), "init")
 
 
@@ -158,7 +159,11 @@ class ControlChannel:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._message = ffi.new("struct launch_message *")
+        self._message = ffi.new(_MESSAGE)
+
+    def open(self, fd: int) -> None:
+        """Take the descriptor over."""
+        self._fd = fd
 
     def fileno(self) -> int:
         """Return its descriptor."""
@@ -200,7 +205,7 @@ class ControlChannel:
 
 
 def _socketpair() -> tuple[int, int]:
-    pair = ffi.new("int[2]")
+    pair = ffi.new(_PAIR)
     if lib.launch_socketpair(pair) < 0:
         raise _error("socketpair")
     return pair[0], pair[1]
@@ -219,7 +224,7 @@ def claim(name: str) -> int | None:
 
 def _spawn(image: bytearray, slots: Sequence[int], stage: Any) -> None:
     """Start stage 1; its pidfd and pid go to `stage`, which the caller sees even if a signal handler raises."""
-    numbers = ffi.new("int[]", slots)
+    numbers = ffi.new(_NUMBERS, slots)
     data = ffi.from_buffer(image)
     while True:
         fd = _init_program.fd()
@@ -246,7 +251,7 @@ class Setup:
         self._command = command
         self._listens = listens
         self._builds = not template.plan.segments[2]
-        self._stage = ffi.new("int[2]", [-1, -1])
+        self._stage = ffi.new(_PAIR, (-1, -1))
         self.control = ControlChannel(-1)
         self.init_pid = self.init_pidfd = -1
         self.identity = b""
@@ -256,7 +261,7 @@ class Setup:
     def begin(self, slots: list[int]) -> None:
         """Start stage 1; whatever happens here or later, abort() ends it."""
         ours, theirs = _socketpair()
-        self.control = ControlChannel(ours)
+        self.control.open(ours)
         try:
             slots[0] = theirs
             slots[1] = _own_pidfd()

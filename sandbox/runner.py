@@ -72,6 +72,7 @@ _HOST_IDS: Final = range(1_879_048_192, 2_147_483_647)
 _MAX_VARIANTS: Final = 16
 _MAX_TREES: Final = 8
 _PLAIN: Final = Variant()
+_WORDS: Final = frozenset({PIPE, DEVNULL, STDOUT})
 
 
 def caller(spec: Spec) -> Caller:
@@ -584,7 +585,7 @@ class Runner:
         given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         # First of all: a pipe of ours must not take the number of a descriptor that the caller has closed.
         for name, stream in given.items():
-            if stream is not None and stream not in {PIPE, DEVNULL, STDOUT}:
+            if stream is not None and not (isinstance(stream, int) and stream in _WORDS):
                 _fd(stream, name)
         if "pass_fds" in options or "fds" in options:
             options = {**options, "pass_fds": tuple(options.get("pass_fds", ()))}
