@@ -207,12 +207,11 @@ class _Compiler:
             self.rulesets = [layer.ruleset(Landlock.abi()) for layer in spec.landlock]
 
     def compile(self) -> Compiled:
-        # Stage 1 opens the sources of binds, for root, while PID 1's steps are written: so its own end comes last.
-        self._stage_begin()
+        # Stage 1 opens the sources of binds, for root, while PID 1's steps are written: so its own come last.
         self.program.segment = "init"
         self._init()
         self.program.segment = "stage"
-        self._stage_end()
+        self._stage()
         self.program.segment = "payload"
         self._payload()
         plan = self.program.plan(Command())
@@ -241,19 +240,7 @@ class _Compiler:
 
     # ── stage 1 ──
 
-    def _stage_begin(self) -> None:
-        if not self.new_user:
-            return
-        program = self.program
-        program.segment, program.origin = "stage", "user namespace"
-        flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
-        self.proc = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc")
-        # Id maps are written to a real procfs or not at all.
-        status = program.data(bytes(120), "status")
-        program.call("fstatfs", self.proc, status)
-        program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
-
-    def _stage_end(self) -> None:
+    def _stage(self) -> None:
         program = self.program
         program.origin = "namespaces"
         flags = k.CLONE_NEWNS
@@ -262,7 +249,13 @@ class _Compiler:
                 flags = flags | k.NAMESPACE_FLAGS[name]
         init = program.call("clone", flags, -1, name="init")
         if self.new_user:
+            # PID 1 is at work meanwhile. Id maps are written to a real procfs or not at all.
             program.origin = "user namespace"
+            flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+            self.proc = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc")
+            status = program.data(bytes(120), "status")
+            program.call("fstatfs", self.proc, status)
+            program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
             if not self.caller.privileged:
                 program.call("write_proc", self.proc, init, "setgroups", "deny\n", 5)
             for name in ("uid_map", "gid_map"):

@@ -383,6 +383,7 @@ class Template:
             *map(len, plan.segments),
         )
         self._fixed = bytes(_HEADER_SIZE) + bytes(steps) + bytes(self._data)
+        self._last: tuple[tuple[tuple[bytes, ...], ...], bytes, int, dict[str, int]] = (), b"", 0, {}
         self._fixed_relocations = b"".join(struct.pack("<2I", at, count) for at, count in self._relocations)
 
     def _place(self, content: bytes, key: int | None) -> int:
@@ -444,16 +445,12 @@ class Template:
             *tolerate, call.retry,
         )  # fmt: skip
 
-    def image(self, command: Command) -> bytearray:
-        """Return the whole plan for one launch, without its slots.
-
-        Raises:
-            KeyError: The command lacks a value that the plan needs.
-        """
-        out = bytearray(self._fixed)
-        argv, env, candidates = command.argv, command.env, command.candidates
+    def _words(
+        self, argv: tuple[bytes, ...], env: tuple[bytes, ...], candidates: tuple[bytes, ...]
+    ) -> tuple[bytes, int, dict[str, int]]:
+        """Lay out the strings of a command behind the fixed part: their bytes, how many pointers, where what is."""
         words = (*argv, *env, *candidates)
-        pointers = len(out)
+        pointers = len(self._fixed)
         # argv and envp end with a null pointer; candidates are counted.
         count = len(words) + 2
         strings = pointers + 8 * count
@@ -465,11 +462,29 @@ class Template:
             "candidates": pointers + 8 * (argc + envc + 2),
             "candidate_count": len(candidates),
         }
-        out += struct.pack(
+        tail = struct.pack(
             f"<{count}Q", *offsets[:argc], 0, *offsets[argc : argc + envc], 0, *offsets[argc + envc : -1]
         )
         if words:
-            out += b"\0".join(words) + b"\0"
+            tail += b"\0".join(words) + b"\0"
+        return tail, count, places
+
+    def image(self, command: Command) -> bytearray:
+        """Return the whole plan for one launch, without its slots.
+
+        Raises:
+            KeyError: The command lacks a value that the plan needs.
+        """
+        words = command[:3]
+        # Most launches repeat the one before. Taken once: another thread may launch something else meanwhile.
+        last = self._last
+        if words != last[0]:
+            last = self._last = words, *self._words(*words)
+        _, tail, count, known = last
+        pointers = len(self._fixed)
+        out = bytearray(self._fixed)
+        out += tail
+        places = known.copy()
         for name, value in command.values:
             if isinstance(value, bytes):
                 places[name] = len(out)

@@ -266,6 +266,16 @@ def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
     return ready
 
 
+def _renumber(error: SetupError, made: Plan, shown: Plan) -> None:
+    """Give an error of a launch that cloned its tree the number that the step has in `plan()`, which builds it."""
+    if error.step:
+        failed = made.steps[error.step - 1]
+        for step in shown.steps:
+            if (step.segment, step.origin, str(step)) == (failed.segment, failed.origin, str(failed)):
+                error.step, error.steps = step.number, len(shown.steps)
+                return
+
+
 def _supervise(process: Process[Any], spec: Spec) -> None:
     """Give a process the object that answers for its filter."""
     listener, process.listener = process.listener, -1
@@ -447,9 +457,11 @@ class Runner:
             )
             command = Command(argv, variables.encoded, candidates(program, variables.path), values)
             process = launch.start(template, command, args, slots, compiled.layers, compiled.listens)
-        except SetupError:
+        except SetupError as error:
             # Facts of the host may have changed since the plan was compiled.
             self._cache = None
+            if compiled.tree_slot is not None:
+                _renumber(error, compiled.plan, compile_plan(spec, cache.who, variant).plan)
             raise
         finally:
             close_all([fd for fd in (claimed, tree) if fd >= 0])
