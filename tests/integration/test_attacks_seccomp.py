@@ -14,6 +14,7 @@ from sandbox.filters.table import X32_BIT, calls
 pytestmark = pytest.mark.needs_userns
 
 x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86_64")
+MULTIARCH = "x86_64-linux-gnu"  # where Debian keeps headers that both word sizes share
 NEWUSER, SIGCHLD = 0x10000000, 17
 
 # Name: what makes the attack and leaves its outcome in `result`, what the filter answers.
@@ -204,7 +205,7 @@ int main(void)
 @pytest.mark.needs_program("gcc")
 def test_32_bit_programs_have_the_same_answers(tmp_path):
     (tmp_path / "p.c").write_text(PROGRAM_32)
-    command = ["gcc", "-m32", "-static", "-o", tmp_path / "p", tmp_path / "p.c"]
+    command = ["gcc", "-m32", "-static", "-idirafter", f"/usr/include/{MULTIARCH}", "-o", tmp_path / "p", tmp_path / "p.c"]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("needs the 32-bit C library")
     payloads.ours(tmp_path)
