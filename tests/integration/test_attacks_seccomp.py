@@ -158,7 +158,9 @@ def int80(number, a=0, b=0, c=0):
 @x86_64
 def test_32_bit_entry_has_the_same_answers():
     i386 = calls().numbers["i386"]
-    body = INT_80 + f"""
+    body = (
+        INT_80
+        + f"""
 # Arguments of socketcall are in memory below 4 GiB.
 low = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40)  # MAP_32BIT
 address = ctypes.addressof(ctypes.c_char.from_buffer(low))
@@ -171,6 +173,7 @@ say([int80({i386["getpid"]}) == os.getpid(), int80({i386["personality"]}, 0x0400
      int80({i386["mkdir"]}, 0, 0), int80({i386["unshare"]}, {NEWUSER}),
      socketcall(16, 3, 15), int80({i386["socket"]}, 16, 3, 15)])
 """
+    )
     control = tell(Sandbox().seccomp(None), body)
     if control[0] is not True:
         pytest.skip("this kernel has no 32-bit calls")
@@ -205,7 +208,16 @@ int main(void)
 @pytest.mark.needs_program("gcc")
 def test_32_bit_programs_have_the_same_answers(tmp_path):
     (tmp_path / "p.c").write_text(PROGRAM_32)
-    command = ["gcc", "-m32", "-static", "-idirafter", f"/usr/include/{MULTIARCH}", "-o", tmp_path / "p", tmp_path / "p.c"]
+    command = [
+        "gcc",
+        "-m32",
+        "-static",
+        "-idirafter",
+        f"/usr/include/{MULTIARCH}",
+        "-o",
+        tmp_path / "p",
+        tmp_path / "p.c",
+    ]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("needs the 32-bit C library")
     payloads.ours(tmp_path)
