@@ -86,9 +86,10 @@ def _subcommand(word: str) -> Subcommand:
     for subcommand in SUBCOMMANDS:
         if word == subcommand:
             return subcommand
+    known = " or sandbox ".join((*SUBCOMMANDS, "seccomp"))
     raise OptionError(
         f"there is no {'option' if word.startswith('-') else 'subcommand'} {word}\n"
-        f"  hint: it is sandbox {' or sandbox '.join((*SUBCOMMANDS, 'seccomp'))}; to run a program: sandbox run -- {word}"
+        f"  hint: it is sandbox {known}; to run a program: sandbox run -- {word}"
     )
 
 

@@ -39,8 +39,10 @@ os.kill(child, 9)
     ),
     "personality": (f"result = call({number('personality')}, 0x0400000)", "EPERM"),  # READ_IMPLIES_EXEC
     "setns": (
-        f"fd = os.open('/proc/self/ns/user', os.O_RDONLY); result = call({number('setns')}, fd, 0)\n"
-        "if result == 'EINVAL': result = 0  # one's own: looked at, which is what counts",
+        f"""
+result = call({number("setns")}, os.open("/proc/self/ns/user", os.O_RDONLY), 0)
+if result == "EINVAL": result = 0  # one's own: looked at, which is what counts
+""",
         "EPERM",
     ),
     "mount API": (f"result = call({number('open_tree')}, -100, b'/', 0)", "EPERM"),
@@ -101,7 +103,7 @@ for thread in threads: thread.join()
 kinds = [{NEWUSER}, 0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x20000000, 0x40000000]
 say([[clone(one) for one in (0, *kinds)], clone3(0), clone3({NEWUSER}), sorted(seen)])
 """
-    clones, plain, user, threads = tell(Sandbox().seccomp(None), body)
+    clones, plain, user, _ = tell(Sandbox().seccomp(None), body)
     assert [0, 0] == clones[:2], "a new user namespace, the positive control"
     assert (0, 0) == (plain, user)
     refused = tell(Sandbox(), body)

@@ -130,7 +130,7 @@ EVERY = Sandbox().seccomp(None).capabilities(ambient=[one.name for one in Capabi
 REMOUNT = f"""
 import struct
 def writable():
-    return tried(os.close, os.open("/data/file", os.O_WRONLY)) if not os.statvfs("/data").f_flag & os.ST_RDONLY else "ro"
+    return "ro" if os.statvfs("/data").f_flag & os.ST_RDONLY else tried(os.open, "/data/file", os.O_WRONLY)
 def fspick():
     fd = call({number("fspick")}, -100, b"/data", 0)
     return fd if isinstance(fd, str) else [call({number("fsconfig")}, fd, 0, b"rw", 0, 0),

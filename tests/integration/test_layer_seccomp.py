@@ -78,8 +78,14 @@ def test_errors_of_execve_reach_the_caller_when_nothing_but_execve_may_be_called
 def test_filter_that_no_simulation_shows_to_forbid_execve_is_a_set_up_error():
     # It looks at the address of the program's name, which is 0 in no real call.
     pointer = b"".join(
-        [b"\x20\0\0\0\0\0\0\0", b"\x15\0\0\x03" + number("execve").to_bytes(4, "little")]
-        + [b"\x20\0\0\0\x10\0\0\0", b"\x15\0\x01\0\0\0\0\0", b"\x06\0\0\0\x55\0\x05\0", b"\x06\0\0\0\0\0\xff\x7f"]
+        [
+            b" \x00\x00\x00\x00\x00\x00\x00",
+            b"\x15\x00\x00\x03" + number("execve").to_bytes(4, "little"),
+            b" \x00\x00\x00\x10\x00\x00\x00",
+            b"\x15\x00\x01\x00\x00\x00\x00\x00",
+            b"\x06\x00\x00\x00U\x00\x05\x00",
+            b"\x06\x00\x00\x00\x00\x00\xff\x7f",
+        ]
     )
     with pytest.raises(SetupError) as caught:
         Sandbox().seccomp(Filter.from_bytes(pointer)).run(["true"])

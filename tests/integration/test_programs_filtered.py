@@ -150,7 +150,11 @@ echo one >f && git add f && git commit -qm first && git log --format=%H && git g
 git clone -q . ../s && cd ../s && git status --short --branch && git archive main | sha256sum; exit 3
 """
 
-SQLITE = "create table t(x); with recursive c(x) as (select 1 union all select x+1 from c where x<1000) insert into t select x from c; select sum(x), count(*) from t;"
+SQLITE = """
+create table t(x);
+with recursive c(x) as (select 1 union all select x + 1 from c where x < 1000) insert into t select x from c;
+select sum(x), count(*) from t;
+"""
 
 OPENSSL = """
 openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out k 2>/dev/null
@@ -160,6 +164,13 @@ openssl verify -CAfile c c; printf x | openssl dgst -sha256 -sign k | wc -c; pri
 
 GCC = "gcc -O2 -pthread -o p p.c && ./p; echo $?; g++ -x c++ -fsyntax-only - </dev/null; echo $?; ldd p | wc -l; rm p"
 STATIC = "{} -static -O1 -pthread -o p p.c 2>/dev/null && ./p; echo $?; rm p"
+
+COREUTILS = """
+seq 1000 | sort -R | sort -n | tail -1; cp -a p.c q.c; cmp p.c q.c; find . | wc -l; tar c p.c | tar t
+df . >/dev/null; nproc >/dev/null; timeout 1 true; flock p.c true; date +%Z; stat -c %s p.c; sync p.c
+truncate -s 5 q.c; shuf -e 1; exit 2
+"""
+PERL = "socketpair(A, B, AF_UNIX, SOCK_STREAM, 0); fork or exit 3; wait; print $? >> 8, `echo x`"
 
 # Name: the command, the programs that it needs.
 PROGRAMS = {
@@ -173,11 +184,8 @@ PROGRAMS = {
     "sqlite": (["sqlite3", "db", SQLITE], "sqlite3"),
     "git": (["sh", "-c", GIT], "git"),
     "openssl": (["sh", "-c", OPENSSL], "openssl"),
-    "coreutils": (["sh", "-c", "seq 1000 | sort -R | sort -n | tail -1; cp -a p.c q.c; cmp p.c q.c; find . | wc -l; "
-                   "tar c p.c | tar t; df . >/dev/null; nproc >/dev/null; timeout 1 true; flock p.c true; date +%Z; "
-                   "stat -c %s p.c; sync p.c; truncate -s 5 q.c; shuf -e 1; exit 2"], "tar"),
-    "perl": (["perl", "-MSocket", "-e", 'socketpair(A,B,AF_UNIX,SOCK_STREAM,0); fork or exit 3; wait; print $?>>8, `echo x`'],
-             "perl"),
+    "coreutils": (["sh", "-c", COREUTILS], "tar"),
+    "perl": (["perl", "-MSocket", "-e", PERL], "perl"),
 }  # fmt: skip
 
 
@@ -220,8 +228,8 @@ def test_program_says_inside_what_it_says_outside_and_nothing_is_refused(name, t
 
 APT = """
 import http.server, ssl, subprocess, threading, os
-subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2",
-                "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem",
+                "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
 os.makedirs("served")
 with open("served/file", "w") as stream:
     stream.write("over https")
