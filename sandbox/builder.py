@@ -495,10 +495,12 @@ class Sandbox(Runner):
                 `enforced.gaps` says so.
 
         Raises:
-            FilterError: It forbids execve, which is the first call that it would see.
+            FilterError: It forbids execve, which is the first call that it would see; or with `observe()` it says
+                Notify, for a filter has one supervisor.
+            ValueError: None, with `observe()`.
         """
         if filter is None:
-            return self._with(filter=None, filter_origin=".seccomp(None)")
+            return self._with(filter=None, filter_origin=".seccomp(None)")._observable()
         from sandbox.filters import Allow, Filter, Log, Notify, Trace
 
         if not isinstance(filter, Filter):
@@ -509,8 +511,7 @@ class Sandbox(Runner):
                 f"the filter answers execve with {verdict!r}, so that no program could be started:"
                 ' the first call that a sandbox makes under it is execve; say .allow("execve")'
             )
-        chosen = "default" if filter == Filter.default() else filter
-        return self._with(filter=chosen, filter_origin=f".seccomp({filter!r})")
+        return self._with(filter=filter, filter_origin=f".seccomp({filter!r})")._observable()
 
     def nesting(self) -> Self:
         """Let sandboxes be built inside: opens new namespaces and mounts, with what they reach in the kernel.
@@ -554,8 +555,20 @@ class Sandbox(Runner):
         """Watch what the filter refuses: `Process.denials` while it runs, `Result.denied` at the end.
 
         The answers stay those of the filter. A refused call takes longer, for it waits until it was seen.
+
+        Raises:
+            FilterError: The filter says Notify: it has a supervisor already.
+            ValueError: There is no filter.
         """
-        return self._with(observe=bool(enabled))
+        return self._with(observe=bool(enabled))._observable()
+
+    def _observable(self) -> Self:
+        filter = self._spec.filter
+        if self._spec.observe and filter is None:
+            raise ValueError("observe() watches what the filter refuses, and seccomp(None) leaves none")
+        if self._spec.observe and not isinstance(filter, str | None) and compiler.notifies(filter.to_bytes()):
+            raise FilterError("observe() answers for the filter, and this one says Notify: it has one supervisor")
+        return self
 
     # ── what the payload starts with ──
 

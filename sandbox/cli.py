@@ -67,6 +67,11 @@ def _main(words: list[str]) -> int:
 
         _print(f"sandbox {version('sandbox')}\n")
         return 0
+    if words[0] == "seccomp":
+        from sandbox import cli_seccomp
+
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        return cli_seccomp.main(words[1:])
     subcommand = _subcommand(words[0])
     draft = parse(subcommand, words[1:])
     if draft is None:
@@ -81,9 +86,10 @@ def _subcommand(word: str) -> Subcommand:
     for subcommand in SUBCOMMANDS:
         if word == subcommand:
             return subcommand
+    known = " or sandbox ".join((*SUBCOMMANDS, "seccomp"))
     raise OptionError(
         f"there is no {'option' if word.startswith('-') else 'subcommand'} {word}\n"
-        f"  hint: it is sandbox {' or sandbox '.join(SUBCOMMANDS)}; to run a program: sandbox run -- {word}"
+        f"  hint: it is sandbox {known}; to run a program: sandbox run -- {word}"
     )
 
 
@@ -104,6 +110,7 @@ def _run(draft: Draft) -> int:
             result = process.result()
         finally:
             process.close()
+            _tell_denials(process)
     if result.reason is Reason.INIT_DIED:
         _complain(result.detail)
         return _FAILED
@@ -117,6 +124,9 @@ def _wait(process: Process[Any], signals: "_Signals", timeout: float | None) -> 
     poller = select.poll()
     poller.register(process.fileno(), select.POLLIN)
     poller.register(signals.fileno(), select.POLLIN)
+    refused = -1 if process.denials is None else process.denials.fileno()
+    if refused >= 0:
+        poller.register(refused, select.POLLIN)
     deadline = None if timeout is None else time.monotonic() + timeout
     status = _TIMED_OUT
     while True:
@@ -124,6 +134,10 @@ def _wait(process: Process[Any], signals: "_Signals", timeout: float | None) -> 
         ready = {fd for fd, _ in poller.poll(left)}
         if process.fileno() in ready:
             return None
+        if refused in ready:
+            if not process.answer():
+                poller.unregister(refused)
+            continue
         if signals.fileno() in ready:
             number = signals.take()
             if status != _TIMED_OUT:
@@ -137,6 +151,13 @@ def _wait(process: Process[Any], signals: "_Signals", timeout: float | None) -> 
     if status == _TIMED_OUT:
         _complain(f"ended after {timeout:g} seconds, as --timeout says")
     return status
+
+
+def _tell_denials(process: Process[Any]) -> None:
+    if process.denials is not None and process.denials.seen:
+        from sandbox import cli_seccomp
+
+        _complain(cli_seccomp.denials(process.denials.seen))
 
 
 class _SignalledError(BaseException):

@@ -441,7 +441,7 @@ class _Compiler:
         if spec.filter is None:
             return
         program.origin = spec.filter_origin
-        code = preset_program(spec.filter) if isinstance(spec.filter, str) else spec.filter.to_bytes()
+        code = preset_program(spec, self.caller) if isinstance(spec.filter, str) else spec.filter.to_bytes()
         if spec.observe:
             from sandbox.denials import asking
 
@@ -486,22 +486,29 @@ def notifies(code: bytes) -> bool:
     return any(op == 0x06 and value & 0xFFFF0000 == 0x7FC00000 for op, _, _, value in iter_unpack("=HBBI", code))
 
 
-def preset_program(name: str) -> bytes:
+def preset_program(spec: Spec, caller: Caller) -> bytes:
     """Return the compiled program of a preset; the package has it for this machine, or it is compiled now."""
     machine = {"arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
-    path = os.path.join(os.path.dirname(__file__), "filters", "compiled", f"{name}-{machine}.bpf")
+    name = f"{spec.filter}{'' if _may_set_ids(spec, caller) else '-nosetid'}-{machine}.bpf"
     try:
-        with open(path, "rb") as stream:
+        with open(os.path.join(os.path.dirname(__file__), "filters", "compiled", name), "rb") as stream:
             return stream.read()
     except FileNotFoundError:
-        return preset_filter(name).to_bytes()
+        return filter_of(spec, caller).to_bytes()
 
 
-def preset_filter(name: "Filter | str | None") -> "Filter":
-    """Return a preset of the builder as a filter."""
+def filter_of(spec: Spec, caller: Caller) -> "Filter":
+    """Return the filter of a sandbox that has one; a preset becomes what it stands for."""
     from sandbox.filters import Filter
 
-    return Filter.default(nesting=name == "default-nesting")
+    if isinstance(spec.filter, Filter):
+        return spec.filter
+    return Filter.default(nesting=spec.filter == "default-nesting", setid=_may_set_ids(spec, caller))
+
+
+def _may_set_ids(spec: Spec, caller: Caller) -> bool:
+    """Say whether set-id bits do no harm: with root's own id mapped, they would be root's on the host."""
+    return not (spec.host_root and caller.uid == 0)
 
 
 def compile_plan(spec: Spec, caller: Caller, variant: Variant) -> Compiled:

@@ -8,6 +8,7 @@ given comes from running the original in here.
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -109,7 +110,8 @@ def refuse(notification: Notification, filter: Filter) -> Denied:
 class Denials(EventLike[Denied]):
     """What a filter refuses, as it happens: an event is answered by being read.
 
-    A call waits until somebody reads: this object, or the process's own `wait`, `communicate` and `result`.
+    A call waits until somebody reads: this object, or the process's own `wait`, `communicate` and `result`. When no
+    process has the filter any more, the iteration ends and `read_event` raises EOFError.
 
     Args:
         listener: The descriptor of an `asking` program; the object owns it from here on.
@@ -126,9 +128,20 @@ class Denials(EventLike[Denied]):
         self.seen: list[Denied] = []
 
     def _read(self) -> list[Denied]:
-        made = [refuse(notification, self._filter) for notification in self._notifier]
-        self.seen += made
-        return made
+        try:
+            # One at a time: what is cached is not seen by poll().
+            made = refuse(self._notifier.read_event(), self._filter)
+        except BlockingIOError:
+            return []
+        self.seen.append(made)
+        return [made]
+
+    def __iter__(self) -> Iterator[Denied]:
+        """Yield refusals until no process has the filter any more, or until another thread closes the object."""
+        try:
+            yield from super().__iter__()
+        except EOFError:
+            return
 
     def close(self) -> None:
         """Close: what still waits is refused with EPERM, what comes later gets ENOSYS."""

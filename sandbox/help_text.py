@@ -13,6 +13,7 @@ Run commands in Linux sandboxes.
 
 **usage:** sandbox **run** [options] -- COMMAND    run a command in a new sandbox
        sandbox **plan** [options] -- COMMAND   print the system calls, run nothing
+       sandbox **seccomp** ACTION FILTER       show, simulate, diff, convert filters
        sandbox **--version** | **--help**
 
 sandbox run --help lists the options.
@@ -54,6 +55,9 @@ _END: Final[dict[Subcommand, str]] = {
   --tmpfs DST:64M,mode=1777,inodes=100,noexec
   --proc=/proc:hidepid,subset=pid       --dev=/dev:shm=64M
   --file DST:0600=TEXT                  text that starts with @ is written @@
+  --seccomp none|default|default-nesting|strict|docker|profile.json|raw.bpf
+  --landlock read=/usr,/lib --landlock write=/tmp --landlock connect-tcp=443
+  --landlock scope=signal --landlock best-effort    all of them are one layer
   A colon or = that belongs to a path is written \\: or \\=.
 
 **Exit status**

@@ -9,6 +9,7 @@ descriptors that they do not know, and fork.
 import errno
 import fcntl
 import os
+import select
 import signal
 import threading
 from collections.abc import Sequence
@@ -255,6 +256,7 @@ class Setup:
         self.control = ControlChannel(-1)
         self.init_pid = self.init_pidfd = -1
         self.identity = b""
+        self.started = False
         self.ended: Record | None = None
         self.fds: list[int] = []
 
@@ -284,16 +286,30 @@ class Setup:
             self.init_pid, self.init_pidfd = record.value, record.fds[0]
         elif record.type in {R_STARTED, R_HELD}:
             self.identity = record.body
+            self.started = True
         elif record.type == R_ENDED:
             self.ended = record  # a quick program may be over before stage 1 has told of PID 1
         elif record.type == R_FD:
             self.fds += record.fds
-            return self._listens and self.init_pidfd >= 0
+            if self._listens:
+                self.identity = record.body
         elif record.type == R_FAILED:
             close_all(record.fds)
             raise self.failed(record)
-        ready = bool(self.fds) if self._listens else bool(self.identity)
-        return ready and self.init_pidfd >= 0
+        return self.started and self.init_pidfd >= 0 and (bool(self.fds) or not self._listens)
+
+    def asked(self) -> bool:
+        """Wait for a record or for a question of the filter; True when there is a question and no record.
+
+        Execve itself may be what is asked about: the caller has to answer, or the program is never executed.
+        """
+        if not (self._listens and self.fds and self.init_pidfd >= 0):
+            return False
+        poller = select.poll()
+        poller.register(self.control.fileno(), select.POLLIN)
+        poller.register(self.fds[0], select.POLLIN)
+        ready = dict(poller.poll(1000))
+        return self.control.fileno() not in ready and bool(ready.get(self.fds[0], 0) & select.POLLIN)
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
@@ -433,7 +449,7 @@ class Setup:
 
 def _run_setup(setup: Setup) -> None:
     """Take records, blocking, until the setup is complete."""
-    while True:
+    while not setup.asked():
         try:
             record = setup.control.receive(wait=True)
         except BlockingIOError:
@@ -461,7 +477,7 @@ def start(
         args: The command as the caller gave it.
         slots: The descriptors, -1 for none; they stay the caller's. The first two are filled in here.
         layers: What the plan installs beside what the self-check reads.
-        listens: The filter has a listener: return when it is here, the program is executed when it was asked about.
+        listens: The filter has a listener: return, too, when it asks about execve, which then waits for an answer.
 
     Raises:
         SetupError: A step failed; the payload has not run and nothing is left behind.

@@ -24,6 +24,8 @@ class Draft:
     Attributes:
         box: The sandbox.
         user: Keyword arguments of `Sandbox.user`, which takes them together.
+        landlock: Those of `Landlock`: all such options together are one layer.
+        capabilities: Those of `Sandbox.capabilities`.
         timeout: Seconds, or None.
         format: Of the plan.
         command: Program and arguments.
@@ -32,6 +34,8 @@ class Draft:
     def __init__(self) -> None:
         self.start = self.box = Sandbox()
         self.user: dict[str, Any] = {}
+        self.landlock: dict[str, Any] = {}
+        self.capabilities: dict[str, list[str]] = {"keep": [], "ambient": []}
         self.timeout: float | None = None
         self.format = "text"
         self.command: list[str] = []
@@ -268,6 +272,48 @@ def _umask(draft: Draft, value: str) -> None:
     draft.box = draft.box.umask(number(value, "the mask", 8))
 
 
+def _seccomp(draft: Draft, value: str) -> None:
+    if value == "none":
+        draft.box = draft.box.seccomp(None)
+        return
+    from sandbox.compiler import notifies
+    from sandbox.filters.sources import read_filter
+
+    filter = read_filter(value)
+    if notifies(filter.to_bytes()):
+        raise OptionError("this filter asks a supervisor (Notify), and a command line has none")
+    draft.box = draft.box.seccomp(filter)
+
+
+def _landlock(draft: Draft, value: str) -> None:
+    word, equals, rest = value.partition("=")
+    if value in {"best-effort", "best_effort"}:
+        draft.landlock["best_effort"] = True
+        return
+    kind = word.replace("-", "_")
+    if kind not in _LANDLOCK or not equals:
+        raise OptionError(f"takes KIND=VALUE,..., a kind being {', '.join(_LANDLOCK)}; or best-effort")
+    words: list[Any] = rest.split(",") if rest else []
+    if kind.endswith(("_tcp", "_udp")):
+        words = [number(one, "a port") for one in words]
+    draft.landlock.setdefault(kind, []).extend(words)
+
+
+_LANDLOCK: Final = ("read", "write", "execute", "bind_tcp", "connect_tcp", "bind_udp", "connect_udp", "scope")
+
+
+def _capabilities(which: Literal["keep", "ambient"]) -> Callable[[Draft, str], None]:
+    return lambda draft, value: draft.capabilities[which].extend(value.split(","))
+
+
+def _nesting(draft: Draft, _: str) -> None:
+    draft.box = draft.box.nesting()
+
+
+def _observe(draft: Draft, _: str) -> None:
+    draft.box = draft.box.observe()
+
+
 GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
     (
         "Files, in the order written",
@@ -302,6 +348,17 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--network", "KIND", "none, loopback (the default) or host", _method("network")),
             Option("--share", "NS[,NS]", "keep the caller's namespaces of a kind", _method("share", listed=True)),
             Option("--unshare", "NS[,NS]", "make new ones, after all", _method("unshare", listed=True)),
+        ),
+    ),
+    (
+        "Privileges and filters",
+        (
+            Option("--seccomp", "FILTER", "none, a preset (strict, docker ...) or a file", _seccomp),
+            Option("--nesting", "", "let sandboxes be built inside", _nesting),
+            Option("--observe", "", "say at the end what the filter refused", _observe, "run"),
+            Option("--landlock", "KIND=V,...", "allow only these files, ports, scopes", _landlock),
+            Option("--cap", "NAME[,NAME]", "keep capabilities in the sandbox", _capabilities("keep")),
+            Option("--ambient-cap", "NAME[,NAME]", "and give them to every program", _capabilities("ambient")),
         ),
     ),
     (
@@ -364,6 +421,13 @@ def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
         raise OptionError(f"what shall {subcommand}?\n  usage: sandbox {subcommand} [options] -- COMMAND")
     if draft.user:
         draft.box = draft.box.user(**draft.user)
+    try:
+        if draft.landlock:
+            draft.box = draft.box.landlock(**draft.landlock)
+        if any(draft.capabilities.values()):
+            draft.box = draft.box.capabilities(**draft.capabilities)
+    except (ValueError, TypeError) as error:
+        raise OptionError(str(error)) from error
     return draft
 
 

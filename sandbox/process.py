@@ -357,6 +357,7 @@ class Process(Generic[AnyStr]):
         self.stderr: IO[AnyStr] | None = None
         self.notifier: Notifier | None = None
         self.denials: Denials | None = None
+        self._all_denied = False  # no process has the filter any more
         self.listener = -1
         self.failed: Callable[[Record], Exception] | None = None
         self._control: Control | None = control
@@ -412,8 +413,8 @@ class Process(Generic[AnyStr]):
         """Take records until the end; False when the deadline passes first."""
         while self.returncode is None:
             assert self._control is not None
-            if self.denials is not None:
-                if not self._observe(self._control, deadline):
+            if self.denials is not None and not self.denials.closed and not self._all_denied:
+                if not self._observe(self.denials, self._control, deadline):
                     return False
                 continue
             if deadline is not None and not _readable(self._control.fileno(), deadline):
@@ -424,12 +425,11 @@ class Process(Generic[AnyStr]):
                 continue
         return True
 
-    def _observe(self, control: Control, deadline: float | None) -> bool:
+    def _observe(self, denials: "Denials", control: Control, deadline: float | None) -> bool:
         """Answer what the filter refuses, or take a record; False when the deadline passes first."""
-        assert self.denials is not None
         poller = select.poll()
         poller.register(control.fileno(), select.POLLIN)
-        poller.register(self.denials.fileno(), select.POLLIN)
+        poller.register(denials.fileno(), select.POLLIN)
         ready = dict(poller.poll(_milliseconds(deadline)))
         if control.fileno() in ready:
             self._take(control.receive(wait=True))
@@ -437,10 +437,15 @@ class Process(Generic[AnyStr]):
             self.answer()
         return bool(ready)
 
-    def answer(self) -> None:
-        """Refuse the calls that wait in `denials`."""
-        if self.denials is not None and not self.denials.closed:
+    def answer(self) -> bool:
+        """Refuse a call that waits in `denials`; False when none can come any more."""
+        if self.denials is None or self.denials.closed:
+            return False
+        try:
             self.denials._read()
+        except EOFError:
+            self._all_denied = True
+        return not self._all_denied
 
     # Popen's interface.
 
@@ -652,7 +657,8 @@ class Exchange:
                 if fd == control_fd:
                     process._take(cast(Control, control).receive(wait=True))
                 elif fd == denials_fd:
-                    process.answer()
+                    if not process.answer():
+                        self._poller.unregister(fd)
                 elif fd == self._in:
                     self._feed()
                 else:

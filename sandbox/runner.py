@@ -16,9 +16,9 @@ from sandbox.compiler import (
     Variant,
     compile_plan,
     compile_tree,
+    filter_of,
     inside_ids,
     notifies,
-    preset_filter,
 )
 from sandbox.errors import FilterError, SetupError, UnsupportedError
 from sandbox.plan import Command, Plan, Template, candidates, environment
@@ -276,15 +276,13 @@ def _renumber(error: SetupError, made: Plan, shown: Plan) -> None:
                 return
 
 
-def _supervise(process: Process[Any], spec: Spec) -> None:
+def _supervise(process: Process[Any], spec: Spec, who: Caller) -> None:
     """Give a process the object that answers for its filter."""
     listener, process.listener = process.listener, -1
     if spec.observe:
         from sandbox.denials import Denials
-        from sandbox.filters import Filter
 
-        filter = spec.filter if isinstance(spec.filter, Filter) else preset_filter(spec.filter)
-        process.denials = Denials(listener, filter)
+        process.denials = Denials(listener, filter_of(spec, who))
     else:
         from sandbox.notify import Notifier
 
@@ -466,7 +464,7 @@ class Runner:
         finally:
             close_all([fd for fd in (claimed, tree) if fd >= 0])
         if compiled.listens:
-            _supervise(process, spec)
+            _supervise(process, spec, cache.who)
         return process
 
     @overload

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from sandbox.errors import FilterError
-from sandbox.filters.actions import Action, decode
+from sandbox.filters.actions import Action, decode, strictness
 from sandbox.filters.bpf import AND, JA, JEQ, JGE, JGT, JSET, LD, RET, Instruction
 from sandbox.filters.graph import ARCH, ARGUMENTS, NUMBER, WORD
 from sandbox.filters.ranges import Masked, complement, holds, intersection, smallest, union, unmasked
@@ -122,3 +122,13 @@ def _example(known: _Known) -> tuple[int, ...]:
     while args and args[-1] == 0:
         args.pop()
     return tuple(args)
+
+
+def answers(program: Sequence[Instruction], arch: Arch, number: int) -> tuple[Action, ...]:
+    """Return all answers that a program can give to a call, whatever its arguments are; the most lenient first."""
+    start: _Known = {
+        ARCH: (Masked(WORD, ((AUDIT[arch], AUDIT[arch]),)),),
+        NUMBER: (Masked(WORD, ((number, number),)),),
+    }
+    codes = {code for code, _ in _leaves(program, start)}
+    return tuple(dict.fromkeys(decode(code) for code in sorted(codes, key=lambda code: -strictness(decode(code)))))

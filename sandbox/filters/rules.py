@@ -195,6 +195,9 @@ def check_reachable(rules: Sequence[Rule], arches: Sequence[Arch]) -> None:
     for position, rule in enumerate(rules[:-1]):
         if rule.preset or touched.isdisjoint(expand(rule.names)) or rule.action == last.action:
             continue
+        # What was hidden before was refused before: it takes the last rule to hide the rest of another.
+        if not any(_hides(last, rule, call, arches) for call in touched.intersection(expand(rule.names))):
+            continue
         later = rules[position + 1 :]
         if all(any(_hides(one, rule, call, arches) for one in later) for call in expand(rule.names)):
             raise FilterError(

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from sandbox import Sandbox, help_text, options
+from sandbox import Filter, Sandbox, help_text, options
 from sandbox.options import OptionError, cut, fields, parse, plain
 
 
@@ -56,6 +56,20 @@ def box_of(*words: str) -> Sandbox:
         (["--empty", "--proc"], Sandbox.empty().proc()),
         (["--hostname", "h"], Sandbox().hostname("h")),
         (["--domainname", "d"], Sandbox().domainname("d")),
+        (["--seccomp", "none"], Sandbox().seccomp(None)),
+        (["--seccomp", "docker"], Sandbox().seccomp(Filter.docker())),
+        (["--nesting"], Sandbox().nesting()),
+        (["--observe"], Sandbox().observe()),
+        (
+            ["--landlock", "read=/usr,/lib", "--landlock", "read=/etc", "--landlock", "connect-tcp=80,443"],
+            Sandbox().landlock(read=["/usr", "/lib", "/etc"], connect_tcp=[80, 443]),
+        ),
+        (
+            ["--landlock", "scope=signal", "--landlock", "best-effort", "--landlock", "write="],
+            Sandbox().landlock(scope=["signal"], write=[], best_effort=True),
+        ),
+        (["--cap", "net_admin,chown", "--cap", "kill"], Sandbox().capabilities(["NET_ADMIN", "CHOWN", "KILL"])),
+        (["--ambient-cap", "net_raw"], Sandbox().capabilities(ambient=["NET_RAW"])),
         (["--user", "5"], Sandbox().user(5)),
         (["--user", "5:6"], Sandbox().user(5, 6)),
         (["--user", "0", "--host-root"], Sandbox().user(0, host_root=True)),
