@@ -198,10 +198,7 @@ def test_fuzzed_plans_never_hang_and_end_in_order():
         program = os.open(INIT, os.O_RDONLY)
         if os.geteuid() == 0:
             harness.drop_privileges()
-        others = (
-            kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
-        )
-        kernel.unshare(kernel.CLONE_NEWUSER | others)
+        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET)
         dice = random.Random(20240917)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)

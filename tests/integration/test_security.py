@@ -28,7 +28,7 @@ import ctypes, errno, json, os, signal, socket, stat, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*args):
     ctypes.set_errno(0)
-    result = libc.syscall(*args)
+    result = libc.syscall(*[ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args])
     return ctypes.get_errno() if result < 0 else 0
 def attempt(function, *args):
     try:
@@ -97,7 +97,7 @@ def test_no_descriptor_of_the_caller_gets_in_though_none_closes_on_exec(host):
 )
 def test_working_directory_by_a_magic_link_is_refused_or_inside(path):
     box = Sandbox().symlink("/proc/1/root/etc", "/tmp/link").symlink("../../../../etc", "/tmp/out")
-    with open("/") if False else open("/dev/null") as null:
+    with open("/dev/null") as null:
         try:
             result = box.run(["pwd", "-P"], cwd=path, fds={3: null}, capture_output=True, text=True)
         except SetupError as error:
@@ -112,7 +112,8 @@ def test_init_cannot_be_traced_read_or_reopened():
 found = {}
 for name in ("root", "cwd", "exe", "environ", "mem", "maps", "fd/0", "ns/mnt", "stack", "syscall"):
     path = f"/proc/1/{name}"
-    found[name] = attempt(lambda: os.readlink(path) and 0 if name in ("root", "cwd", "exe") else os.open(path, os.O_RDONLY))
+    look = (lambda p: os.readlink(p) and 0) if name in ("root", "cwd", "exe") else (lambda p: os.open(p, os.O_RDONLY))
+    found[name] = attempt(look, path)
 found["mem for writing"] = attempt(os.open, "/proc/1/mem", os.O_RDWR)
 found["exe for writing"] = attempt(os.open, "/proc/1/exe", os.O_RDWR)
 found["ptrace"] = call(101, 16, 1, 0, 0)
@@ -125,13 +126,14 @@ found["process_vm_readv"] = call(310, 1, ctypes.byref(local), 1, ctypes.byref(re
 found["process_vm_writev"] = call(311, 1, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
 child = os.fork()
 if not child: signal.pause()
-control = [call(101, 16, child, 0, 0), attempt(os.open, f"/proc/{child}/mem", os.O_RDONLY)]
+read = call(310, child, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+control = [call(101, 16, child, 0, 0), attempt(os.open, f"/proc/{child}/mem", os.O_RDONLY), read in (0, errno.EFAULT)]
 os.kill(child, 9)
 [found, control]
 """
     for box in (plain(), plain().user(0)):
         found, control = inside(script, box)
-        assert [0, 0] == control  # the same on a process of its own
+        assert [0, 0, True] == control  # the same on a process of its own
         allowed = {name: number for name, number in found.items() if number not in {errno.EPERM, errno.EACCES}}
         assert not allowed
 
@@ -150,11 +152,9 @@ def test_host_processes_are_not_there():
     host = subprocess.Popen(["sleep", "1000"])
     try:
         script = f"""
-found = [os.path.exists("/proc/{host.pid}"), attempt(os.kill, {host.pid}, 0), attempt(os.kill, -1, 0), len(os.listdir("/proc/1/task"))]
-[*found, os.getppid(), os.getpid()]
+[os.path.exists("/proc/{host.pid}"), attempt(os.kill, {host.pid}, 0), os.getppid(), os.getpid()]
 """
-        exists, killed, _, tasks, parent, own = inside(script)
-        assert (False, errno.ESRCH, 1, 1, 2) == (exists, killed, tasks, parent, own)
+        assert [False, errno.ESRCH, 1, 2] == inside(script)
         assert host.poll() is None
         shared = plain().share("net", "ipc")
         assert errno.ESRCH == inside(script, shared)[1]
@@ -212,7 +212,7 @@ def test_links_in_a_bind_never_lead_a_step_to_the_host(name, host):
         try:
             result = box.run(["true"])
         except SetupError as error:
-            assert error.errno in {errno.ENOENT, errno.ELOOP, errno.EROFS, errno.EXDEV, errno.EINVAL, errno.EBUSY}
+            assert error.errno in {errno.ENOENT, errno.ELOOP, errno.EROFS, errno.EXDEV, errno.EINVAL, errno.EACCES}
         else:
             assert result.returncode in {0, 127}
         assert before == (sorted(os.listdir("/")), sorted(os.listdir(out)))
@@ -353,9 +353,10 @@ found = [attempt(os.open, path, os.O_WRONLY) for path in ("/proc/sys/kernel/core
 """
     box = plain().bind(host, "/data").user(0)
     *refused, uid = inside(script, box)
-    assert (0, {errno.EACCES}) == (uid, set(refused))
+    assert (0, errno.EACCES, errno.EACCES) == (uid, refused[0], refused[2])
+    assert refused[1] in {errno.EACCES, errno.ENOENT}  # a kernel without sysrq
     # The control: with the host's uid 0 the file is readable.
-    assert 0 == inside(script, box.user(0, host_root=True))[2] or os.geteuid() != 0
+    assert 0 == inside(script, box.user(0, host_root=True))[2]
 
 
 @pytest.mark.needs_root
@@ -390,12 +391,14 @@ def test_capabilities_securebits_and_no_new_privs():
     script = """
 status = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
 caps = [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")]
-[caps, status["NoNewPrivs"], libc.prctl(27, 0, 0, 0, 0), call(157, 28, 0, 0, 0, 0), attempt(os.setuid, 1), attempt(os.setgid, 1)]
+change = [attempt(os.setuid, 1), attempt(os.setgid, 1), attempt(os.setresuid, -1, 7, -1)]
+[caps, status["NoNewPrivs"], libc.prctl(27, 0, 0, 0, 0), call(157, 28, 0, 0, 0, 0), change]
 """
     for box in (plain(), plain().user(0), plain().network("host")):
-        caps, no_new_privs, securebits, unlocked, uid, gid = inside(script, box)
+        caps, no_new_privs, securebits, unlocked, change = inside(script, box)
         assert ["0" * 16] * 5 == caps
-        assert ("1", 0xEF, errno.EPERM, errno.EPERM, errno.EPERM) == (no_new_privs, securebits, unlocked, uid, gid)
+        assert ("1", 0xEF, errno.EPERM) == (no_new_privs, securebits, unlocked)
+        assert set(change) <= {errno.EPERM, errno.EINVAL}  # EINVAL: this namespace has no such id
 
 
 @pytest.mark.needs_root
@@ -414,14 +417,14 @@ def test_setuid_program_gains_nothing(host):
 def test_no_set_id_file_of_root_is_left_on_the_host(host):
     script = """
 open("/data/file", "w").close()
-found = [attempt(os.chmod, "/data/file", 0o6755), attempt(os.mknod, "/data/node", 0o20666 , os.makedev(1, 3)), os.stat("/data/file").st_mode]
-found
+attempt(os.chmod, "/data/file", 0o6755)
+[attempt(os.mknod, "/data/node", 0o20666, os.makedev(1, 3))]
 """
-    inside(script, plain().bind(host, "/data"))
+    assert [errno.EPERM] == inside(script, plain().bind(host, "/data"))
     status = os.stat(host / "file")
     # Set-id bits are the owner's right; but the owner is not root.
     assert 0 != status.st_uid
-    assert not (host / "node").exists() or not stat.S_ISCHR(os.stat(host / "node").st_mode)
+    assert not (host / "node").exists()
     (host / "file").unlink()
 
 
@@ -500,7 +503,12 @@ def test_controlling_terminal_is_none():
 def test_fork_bomb_is_gone_after_the_timeout():
     def check():
         resource.setrlimit(resource.RLIMIT_NPROC, (400, 400))
-        bomb = "import os\nfor _ in range(7): os.fork() if True else 0\nos.setsid() if os.getpid() != os.getsid(0) else 0\nimport time; time.sleep(1000)"
+        bomb = """
+import os, time
+for _ in range(7): os.fork()
+if os.getsid(0) != os.getpid(): os.setsid()
+time.sleep(1000)
+"""
         with plans.pipes() as fds:
             with pytest.raises(sandbox.TimeoutExpired):
                 sandbox.run([PYTHON, "-S", "-c", bomb], fds={9: fds[1]}, timeout=1, stderr=sandbox.DEVNULL)
@@ -513,7 +521,7 @@ def test_fork_bomb_is_gone_after_the_timeout():
 
 
 def test_ignoring_every_signal_does_not_help():
-    script = "import signal,time\nfor n in signal.valid_signals() - {9, 19}: signal.signal(n, signal.SIG_IGN)\ntime.sleep(1000)"
+    script = "import signal, time\nfor n in signal.valid_signals() - {9, 19}: signal.signal(n, 1)\ntime.sleep(1000)"
     with pytest.raises(sandbox.TimeoutExpired):
         sandbox.run([PYTHON, "-S", "-c", script], timeout=0.5)
     assert -9 == plain().run([PYTHON, "-S", "-c", "import os; os.kill(os.getpid(), 9)"]).returncode
