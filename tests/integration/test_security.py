@@ -9,7 +9,6 @@ import json
 import os
 import resource
 import socket
-import stat
 import subprocess
 import threading
 
