@@ -72,15 +72,16 @@ int receive_record(int channel, struct record *record, int *fds, int room)
         return (int)got;
     if (message.control_size >= RIGHTS_HEADER && rights.type == SCM_RIGHTS && rights.size > RIGHTS_HEADER)
         count = (int)((rights.size - RIGHTS_HEADER) / sizeof(int));
+    int whole = got == RECORD_SIZE && !(message.flags & (MSG_TRUNC | MSG_CTRUNC)) && count <= room;
     for (int i = 0; i < count; i++) {
-        if (i < room && got == RECORD_SIZE)
+        if (whole)
             fds[i] = rights.fd[i];
         else
             call1(__NR_close, rights.fd[i]);
     }
     if (got == 0)
         return -E_PIPE;
-    if (got != RECORD_SIZE || (message.flags & (MSG_TRUNC | MSG_CTRUNC)) || count > room)
+    if (!whole)
         return -E_PROTO;
     return count;
 }

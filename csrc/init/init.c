@@ -581,6 +581,7 @@ static _Noreturn void wait_loop(void)
 {
     const uint64_t all = ~0ull;
     struct pollfd polled[3 + MAX_PAYLOADS];
+    struct payload *heard[3 + MAX_PAYLOADS];
     int signals = (int)call4(__NR_signalfd4, -1, &all, 8, SFD_CLOEXEC | SFD_NONBLOCK);
     char info[128 * 4];
 
@@ -590,15 +591,20 @@ static _Noreturn void wait_loop(void)
         polled[0] = (struct pollfd){signals, POLLIN, 0};
         polled[1] = (struct pollfd){control, POLLIN, 0};
         polled[2] = (struct pollfd){lifeline, POLLIN, 0}; /* ignored when negative */
+        /* No more than there are: ppoll refuses a longer list than RLIMIT_NOFILE, which the caller may have
+         * low. */
+        int count = 3;
         for (int i = 0; i < MAX_PAYLOADS; i++)
-            polled[3 + i] =
-                (struct pollfd){payloads[i].pid && payloads[i].sync >= 0 ? payloads[i].sync : -1, POLLIN, 0};
-        long ready = call5(__NR_ppoll, polled, 3 + MAX_PAYLOADS, 0, 0, 0);
+            if (payloads[i].pid && payloads[i].sync >= 0) {
+                heard[count] = &payloads[i];
+                polled[count++] = (struct pollfd){payloads[i].sync, POLLIN, 0};
+            }
+        long ready = call5(__NR_ppoll, polled, count, 0, 0, 0);
         if (ready < 0 && ready != -E_INTR)
             quit(125);
-        for (int i = 0; i < MAX_PAYLOADS; i++)
-            if (polled[3 + i].revents)
-                hear(&payloads[i]);
+        for (int i = 3; i < count; i++)
+            if (polled[i].revents)
+                hear(heard[i]);
         if (polled[0].revents) {
             call3(__NR_read, signals, info, sizeof info);
             reap();

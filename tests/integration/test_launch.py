@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import threading
@@ -547,6 +548,21 @@ def test_few_descriptors_are_enough_or_an_error_that_leaves_nothing(limit):
         assert set() == harness.children()
         if limit >= 48:
             assert {b"x\n"} == outcomes
+
+    harness.in_child(check)
+
+
+def test_init_lives_with_a_low_limit_on_descriptors():
+    def check():
+        for fd in set(harness._descriptors()) - {0, 1, 2}:
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):  # the pipe to the test
+                os.close(fd)
+        box = Sandbox.empty().seccomp(None).bind_readonly("/usr")
+        box = box.symlink("usr/lib", "/lib").symlink("usr/lib64", "/lib64")
+        for limit in (34, 30, 26):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            result = box.run(["/usr/bin/sh", "-c", "sleep 0.05; exit 3"])
+            assert (3, Reason.EXITED) == (result.returncode, result.reason)
 
     harness.in_child(check)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import textwrap
 
+import plans
 import pytest
 
 from sandbox import PIPE, Sandbox
@@ -18,6 +19,7 @@ def same(command, box=None, env=None, **options):
     box = Sandbox() if box is None else box
     env = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"} | (env or {})
     expected = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/tmp", **options)
+    assert plans.reap_all(10)  # what it left behind outside came to this process
     actual = box.run(command, capture_output=True, text=True, env=env, timeout=100, **options)
     assert (expected.returncode, expected.stdout, expected.stderr) == (
         actual.returncode,

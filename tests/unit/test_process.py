@@ -12,7 +12,6 @@ from sandbox.process import (
     R_ENDED,
     RECORD_SIZE,
     Enforced,
-    Layers,
     Reason,
     Result,
     Usage,
