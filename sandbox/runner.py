@@ -83,6 +83,15 @@ def caller(spec: Spec) -> Caller:
     """
     uid, gid = os.geteuid(), os.getegid()
     if uid != 0:
+        kept = set(os.getgroups()) - {gid}
+        if spec.strict_groups and kept:
+            raise UnsupportedError(
+                'user(groups="strict")',
+                needed="CAP_SETGID in the caller's user namespace, to drop its supplementary groups",
+                found=f"an unprivileged caller in the groups {', '.join(map(str, sorted(kept)))}",
+                fix="launch as root, or from a process without supplementary groups",
+                errno=errno.EPERM,
+            )
         return Caller(uid, gid, privileged=False)
     from sandbox.primitives.capabilities import Capability, capget
 

@@ -11,7 +11,7 @@ import plans
 import pytest
 
 import sandbox
-from sandbox import Network, Sandbox, SetupError
+from sandbox import Network, Sandbox, SetupError, UnsupportedError
 from sandbox.compiler import NAMESPACES
 
 pytestmark = pytest.mark.needs_userns
@@ -344,7 +344,7 @@ def test_namespaces_are_new_by_default_but_time():
     assert {"time"} == {name for name in own if own[name] == seen[name]}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMESPACES) - {"user", "pid", "time"}))
+@pytest.mark.parametrize("name", sorted(set(NAMESPACES) - {"user", "time"}))
 def test_shared_namespace_is_the_callers(name):
     own, seen = namespaces_of("/proc/self/ns"), inside(Sandbox().share(name), SHOW)
     assert {name, "time"} == {one for one in own if own[one] == seen[one]}
@@ -491,3 +491,23 @@ def test_wrong_kinds_are_clear_errors(host):
 def test_plans_of_tests_start_the_same():
     with plans.launch(Sandbox(), ["true"], plan=Sandbox().plan(["true"])) as running:
         assert 0 == running.wait()
+
+
+@pytest.mark.needs_root
+def test_strict_groups_are_an_error_where_the_caller_cannot_drop_its_own():
+    def check():
+        os.setgroups([12345, 12346])
+        os.setresgid(harness.USER_ID, harness.USER_ID, harness.USER_ID)
+        os.setresuid(harness.USER_ID, harness.USER_ID, harness.USER_ID)
+        with pytest.raises(UnsupportedError, match="12345, 12346"):
+            Sandbox().user(groups="strict").run(["true"])
+
+    harness.in_child(check)
+    assert 0 == Sandbox().user(groups="strict").run(["true"]).returncode
+
+
+def test_shared_pid_namespace_is_left_without_a_descendant(tmp_path):
+    tmp_path.chmod(0o777)
+    script = "(setsid sh -c 'echo $$ > /d/pid; exec sleep 1000' &) ; while [ ! -s /d/pid ]; do :; done; exit 3"
+    assert 3 == Sandbox().share("pid").bind(tmp_path, "/d").run(["sh", "-c", script], timeout=30).returncode
+    assert not os.path.exists(f"/proc/{(tmp_path / 'pid').read_text().strip()}")

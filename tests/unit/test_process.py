@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from sandbox import CalledProcessError
+from sandbox.compiler import Layers
 from sandbox.process import (
     CAPABILITIES,
     R_ENDED,
