@@ -8,6 +8,7 @@ import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from errno import ENOSYS, EPERM
+from functools import lru_cache
 from struct import iter_unpack, pack
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -484,6 +485,7 @@ def _capability_sets(program: Program, permitted: int, inheritable: int) -> Data
     return program.data(pack("<6I", *words), show)
 
 
+@lru_cache(maxsize=64)  # asked at each run of a filter of one's own
 def notifies(code: bytes) -> bool:
     """Say whether a filter's program asks a supervisor: it returns SECCOMP_RET_USER_NOTIF somewhere."""
     return any(op == 0x06 and value & 0xFFFF0000 == 0x7FC00000 for op, _, _, value in iter_unpack("=HBBI", code))

@@ -110,6 +110,11 @@ _BY_CALL: dict[tuple[str, int], str] = {
     ("setgroups", e.EPERM): "the groups cannot be dropped in this user namespace",
     ("keyctl", e.EDQUOT): "the caller's quota of kernel keys is used up (kernel.keys.maxkeys)",
     ("fstatfs", e.ENOSYS): "the kernel is too old",
+    ("seccomp_listen", e.EBUSY): (
+        "the caller runs under a filter that has a supervisor; the kernel allows one for all filters of a process"
+    ),
+    ("seccomp_listen", e.EINVAL): "observe(), and filters that say Notify, need Linux 5.19",
+    ("landlock_restrict_self", e.E2BIG): "the kernel stacks 16 layers of Landlock, and the caller's own count, too",
     ("check_lifeline", e.EPIPE): "the process that launched ended meanwhile",
     ("await_release", e.EPIPE): "stage 1 was killed from outside before it had written the id maps",
 }
@@ -130,6 +135,8 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         return _clone(number)
     if call == "execve":
         return _execve(str(args[0]), str(args[1]), number)
+    if call == "openat" and number == e.ENOENT and origin == ".landlock()":
+        return "the path of a rule must exist inside of the sandbox; best_effort=True leaves out what is missing"
     if call in {"fsmount", "fsconfig", "fsopen"} and number == e.EPERM and "proc" in origin:
         return (
             "the kernel mounts a new /proc only where the caller's own is wholly visible; in a container with"

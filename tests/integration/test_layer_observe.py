@@ -6,8 +6,23 @@ import signal
 
 import pytest
 from payloads import number, script, tell
+from supervised import supervised
 
-from sandbox import DEVNULL, PIPE, Allow, Errno, Filter, FilterError, Kill, Notify, Reason, Sandbox, TimeoutExpired
+from sandbox import (
+    DEVNULL,
+    PIPE,
+    Allow,
+    Errno,
+    Filter,
+    FilterError,
+    Kill,
+    Notify,
+    Reason,
+    Sandbox,
+    SetupError,
+    TimeoutExpired,
+)
+from sandbox.notify import Notifier
 
 pytestmark = pytest.mark.needs_userns
 
@@ -145,3 +160,17 @@ def test_observe_refuses_what_it_could_not_watch():
         with pytest.raises(ValueError, match="leaves none"):
             make()
     WATCHED.observe(False).seccomp(None)
+
+
+def test_second_supervisor_of_a_process_is_a_set_up_error():
+    """The caller runs under a filter with a listener; the kernel allows one."""
+
+    def nested():
+        with pytest.raises(SetupError) as caught:
+            WATCHED.run(["true"])
+        assert "supervisor" in caught.value.hint
+        assert 0 == Sandbox().run(["true"]).returncode
+        return caught.value.call.partition("(")[0], caught.value.errno
+
+    with supervised(nested, "acct") as target, Notifier(target.listener):
+        assert ["seccomp_listen", errno.EBUSY] == target.result()

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 
 import payloads
 import pytest
@@ -77,19 +78,19 @@ def test_errors_of_execve_reach_the_caller_when_nothing_but_execve_may_be_called
 
 def test_filter_that_no_simulation_shows_to_forbid_execve_is_a_set_up_error():
     # It looks at the address of the program's name, which is 0 in no real call.
-    pointer = b"".join(
-        [
-            b" \x00\x00\x00\x00\x00\x00\x00",
-            b"\x15\x00\x00\x03" + number("execve").to_bytes(4, "little"),
-            b" \x00\x00\x00\x10\x00\x00\x00",
-            b"\x15\x00\x01\x00\x00\x00\x00\x00",
-            b"\x06\x00\x00\x00U\x00\x05\x00",
-            b"\x06\x00\x00\x00\x00\x00\xff\x7f",
-        ]
-    )
+    load, equal, answer = 0x20, 0x15, 0x06
+    program = [
+        (load, 0, 0, 0),  # the number
+        (equal, 0, 3, number("execve")),
+        (load, 0, 0, 16),  # the lower half of the first argument
+        (equal, 1, 0, 0),
+        (answer, 0, 0, 0x00050000 | 77),
+        (answer, 0, 0, 0x7FFF0000),
+    ]
+    pointer = b"".join(struct.pack("=HBBI", *one) for one in program)
     with pytest.raises(SetupError) as caught:
         Sandbox().seccomp(Filter.from_bytes(pointer)).run(["true"])
-    assert 0x55 == caught.value.errno
+    assert 77 == caught.value.errno
 
 
 def test_killed_by_the_filter_is_told():

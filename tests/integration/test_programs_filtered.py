@@ -229,8 +229,8 @@ def test_program_says_inside_what_it_says_outside_and_nothing_is_refused(name, t
 APT = """
 import http.server, ssl, subprocess, threading, os
 subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem",
-                "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-               check=True, capture_output=True)
+                "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost", "-addext",
+                "subjectAltName=DNS:localhost"], check=True, capture_output=True)
 os.makedirs("served")
 with open("served/file", "w") as stream:
     stream.write("over https")

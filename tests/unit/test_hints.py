@@ -28,6 +28,10 @@ from sandbox.hints import hint_for
         ("openat2", (), errno.ELOOP, "", "symbolic link"),
         ("write_proc", (), errno.EPERM, "", "id map"),
         ("await_release", (), errno.EPIPE, "", "stage 1"),
+        ("openat", (), errno.ENOENT, ".landlock()", "best_effort=True"),
+        ("landlock_restrict_self", (), errno.E2BIG, "", "16 layers"),
+        ("seccomp_listen", (), errno.EBUSY, "", "supervisor"),
+        ("seccomp_listen", (), errno.EINVAL, "", "5.19"),
     ],
 )
 def test_hint_names_the_likely_cause(call, args, number, origin, said):
