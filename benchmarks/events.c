@@ -9,7 +9,8 @@
 
 static char buffer[65536] __attribute__((aligned(8)));
 
-/* Read `count` events of a non-blocking inotify instance; the sum keeps the loop from being optimised away. */
+/* Read `count` events of a non-blocking inotify instance; the sum keeps the loop from being optimised away.
+ */
 long limit_inotify(int fd, long count, uint64_t *sum)
 {
     long seen = 0;

@@ -150,8 +150,8 @@ struct sandbox_mnt_ns_info {
 #define NS_GET_ID _IOR(NSIO, 13, uint64_t) /* 6.18 */
 #endif
 
-/* PIDFD_GET_INFO, 6.13; exit_code 6.15; the last two 6.16 and 6.19. The size is part of the request's number. What
- * follows is left out: 6.19 has supported_mask where 7.1 has another member. */
+/* PIDFD_GET_INFO, 6.13; exit_code 6.15; the last two 6.16 and 6.19. The size is part of the request's number.
+ * What follows is left out: 6.19 has supported_mask where 7.1 has another member. */
 struct sandbox_pidfd_info {
     uint64_t mask;
     uint64_t cgroupid;
