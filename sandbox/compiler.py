@@ -203,7 +203,8 @@ class _Compiler:
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
         self.nested = bool(spec.keep & _CAP_SYS_ADMIN)
-        self.listens = False
+        self.code = self._code()
+        self.listens = notifies(self.code)
         self.rulesets: list[Ruleset] = []
         if spec.landlock:
             from sandbox.landlock import Landlock
@@ -265,7 +266,7 @@ class _Compiler:
             for name in ("uid_map", "gid_map"):
                 program.call("write_proc", self.proc, init, name, Late(name, pointer=True), Late(name + ".size"))
         program.origin = "namespaces"
-        program.call("announce")
+        program.call("release")
 
     # ── PID 1 ──
 
@@ -311,7 +312,9 @@ class _Compiler:
         program.origin = "payload"
         program.call("check_lifeline")
         # A payload that shares PID 1's memory until it executes cannot have a user namespace of its own.
-        program.call("fork_payload", 0 if self.variant.hold or self.nested else 1)
+        wait = not (self.variant.hold or self.nested)
+        # Who is held or asks has to be heard of before; otherwise one word at the end wakes the caller once.
+        program.call("fork_payload", int(wait), int(not wait or self.listens))
 
     def _root(self) -> None:
         program = self.program
@@ -440,17 +443,23 @@ class _Compiler:
             Late("envp", pointer=True),
         )
 
-    def _filter(self) -> None:
-        spec, program = self.spec, self.program
+    def _code(self) -> bytes:
+        """Return the program of the filter; empty without one."""
+        spec = self.spec
         if spec.filter is None:
-            return
-        program.origin = spec.filter_origin
+            return b""
         code = preset_program(spec, self.caller) if isinstance(spec.filter, str) else spec.filter.to_bytes()
         if spec.observe:
             from sandbox.denials import asking
 
             code = asking(code)
-        self.listens = notifies(code)
+        return code
+
+    def _filter(self) -> None:
+        program, code = self.program, self.code
+        if not code:
+            return
+        program.origin = self.spec.filter_origin
         length = len(code) // 8
         instructions = program.data(code, f"<{length} instructions>")
         prog = program.data(pack("<H6xQ", length, 0), f"{{{length}, <filter>}}", ((8, instructions),))
@@ -539,7 +548,7 @@ def compile_tree(tree: Tree, caller: Caller) -> Plan:
         program.call("write_proc", proc, init, "setgroups", "deny\n", 5)
         for name in ("uid_map", "gid_map"):
             program.call("write_proc", proc, init, name, Late(name, pointer=True), Late(name + ".size"))
-    program.call("announce")
+    program.call("release")
     program.segment = "init"
     program.call("await_release")
     private = mount_attributes(program, k.NONE, private=True)

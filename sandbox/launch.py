@@ -281,14 +281,13 @@ class Setup:
             if self._builds and self.fds:
                 return True
             raise self._died()
-        # PID 1 and stage 1 send on their own: the order is theirs.
         if record.type == R_INIT and record.fds:
             self.init_pid, self.init_pidfd = record.value, record.fds[0]
         elif record.type in {R_STARTED, R_HELD}:
             self.identity = record.body
             self.started = True
         elif record.type == R_ENDED:
-            self.ended = record  # a quick program may be over before stage 1 has told of PID 1
+            self.ended = record
         elif record.type == R_FD:
             self.fds += record.fds
             if self._listens:
@@ -313,11 +312,12 @@ class Setup:
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
-        for pidfd in (self._stage[0], self.init_pidfd):
-            if pidfd < 0:
+        # PID 1 is in the process group of stage 1 until it has introduced itself.
+        for kind, number in ((os.P_PGID, self._stage[1]), (os.P_PIDFD, self.init_pidfd)):
+            if number < 0:
                 continue
             try:
-                info = os.waitid(os.P_PIDFD, pidfd, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+                info = os.waitid(kind, number, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 continue
             if info is not None:

@@ -37,7 +37,7 @@ CALLS: Final = (
 )  # fmt: skip
 # Operations that straight-line calls cannot express: enum native of csrc/init/plan.h.
 OPERATIONS: Final = (
-    "clone", "write_proc", "announce", "await_release", "check", "drop_bounding_set", "check_lifeline",
+    "clone", "write_proc", "release", "await_release", "check", "drop_bounding_set", "check_lifeline",
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
     "seccomp_listen", "write_proc_self",
 )  # fmt: skip

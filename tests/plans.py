@@ -29,7 +29,7 @@ PLAUSIBLE = {
     "fcntl": EINVAL,
     "clone": ENOSPC,
     "write_proc": EPERM,
-    "announce": EPIPE,
+    "release": EPIPE,
     "release": EPIPE,
     "await_release": EPIPE,
     "check_lifeline": EPIPE,

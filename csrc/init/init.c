@@ -45,9 +45,10 @@ struct plan *plan;
 struct shared *shared;
 int sync_fd = -1;
 
-static int control = -1, lifeline = -1, claim = -1, init_pidfd = -1, children_fd = -1;
+static int control = -1, lifeline = -1, claim = -1, children_fd = -1;
 static int gate[2] = {-1, -1};
 static long init_pid;
+static int introduced;
 
 struct payload {
     int pid, sync, started;
@@ -144,33 +145,30 @@ long start_init(unsigned long flags, int cgroup)
 
     if (pid < 0)
         return pid;
-    flags |= CLONE_PARENT | CLONE_PIDFD;
+    flags |= CLONE_PARENT;
     if (cgroup >= 0) {
         /* struct clone_args: only clone3 can put the child into a control group; this one is a fork. */
-        uint64_t arguments[11] = {flags | CLONE_INTO_CGROUP, (uint64_t)(uintptr_t)&init_pidfd};
+        uint64_t arguments[11] = {flags | CLONE_INTO_CGROUP};
         arguments[10] = (uint64_t)cgroup;
         pid = call2(__NR_clone3, arguments, sizeof arguments);
         if (pid == 0)
             init_starts();
     } else {
-        pid = clone_on(flags | CLONE_VM, &init_pidfd, init_stack + sizeof init_stack, init_starts);
+        pid = clone_on(flags | CLONE_VM, 0, init_stack + sizeof init_stack, init_starts);
     }
     return init_pid = pid;
 }
 
 /*
- * The last thing that stage 1 does. PID 1 goes first, it has more to do; and from then on the memory is its
- * own, which unmaps the plan: nothing of the plan is read here.
+ * The last thing that stage 1 does. From here on the memory is PID 1's, which unmaps the plan: nothing of the
+ * plan is read any more.
  */
-long announce(void)
+long release(void)
 {
-    struct record record = {.type = R_INIT, .value = init_pid};
     long error = call3(__NR_write, gate[1], "", 1);
 
     if (error < 0)
         return error;
-    /* A launcher that is gone is noticed by PID 1. */
-    (void)send_record(control, &record, &init_pidfd, 1);
     quit(0);
 }
 
@@ -219,6 +217,19 @@ long check_lifeline(void)
     return poll_now(control, 0) & (POLLHUP | POLLERR) ? -E_PIPE : 0;
 }
 
+/* PID 1's pid as the caller sees it, with its pidfd. A launcher that is gone is noticed by the loop. */
+static void introduce(void)
+{
+    struct record record = {.type = R_INIT, .value = init_pid};
+    int pidfd = (int)call2(__NR_pidfd_open, call0(__NR_getpid), 0);
+
+    introduced = 1;
+    if (pidfd < 0)
+        quit(125);
+    (void)send_record(control, &record, &pidfd, 1);
+    call1(__NR_close, pidfd);
+}
+
 static char payload_stack[16 * KIB] __attribute__((aligned(16)));
 
 static void payload_starts(void)
@@ -233,7 +244,7 @@ static void payload_starts(void)
  * PID 1 sleeps until then, as after vfork, and knows the outcome. Otherwise a socket pair tells, and its
  * other end is what a held payload waits on.
  */
-long spawn(int wait)
+long spawn(int wait, int early)
 {
     static struct shared own; /* of a payload that shares our memory anyway */
     int pair[2] = {-1, -1};
@@ -258,6 +269,8 @@ long spawn(int wait)
         return error;
     *free_one = (struct payload){.sync = pair[0], .since = now(), .shared = shared};
     sync_fd = pair[1];
+    if (early)
+        introduce();
     long pid;
     if (wait) {
         pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, payload_stack + sizeof payload_stack,
@@ -450,7 +463,7 @@ static void serve_spawn(const struct record *request, int *fds, int count)
         for (int i = 1; i < count; i++)
             plan->slot[i - 1] = fds[i];
         plan->slot[SLOT_CONTROL] = control;
-        error = (int)spawn(1);
+        error = (int)spawn(1, 0);
         if (error > 0) {
             struct payload *p = find(error);
             p->id = request->id;
@@ -635,6 +648,8 @@ static _Noreturn void be_init(void)
     drop_capabilities();
     if (!payloads[0].pid || close_except(keep, 5) < 0)
         quit(125);
+    if (!introduced)
+        introduce();
     settle_if_known(&payloads[0]);
     wait_loop();
 }

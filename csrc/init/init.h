@@ -45,10 +45,10 @@ int receive_record(int channel, struct record *record, int *fds, int room);
 /* init.c */
 _Noreturn void quit(int status);
 long start_init(unsigned long flags, int cgroup);
-long announce(void);
+long release(void);
 long await_release(void);
 long check_lifeline(void);
-long spawn(int wait);
+long spawn(int wait, int early);
 long reset_signals(void);
 
 /* listen.c */

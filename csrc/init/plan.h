@@ -28,20 +28,21 @@ enum expectation { ANY, EQUAL, AT_LEAST };
 enum native {
     OP_CLONE = NATIVE, /* (flags, cgroup fd or -1): PID 1 starts with the next segment; result: its pid */
     OP_WRITE_PROC,     /* (proc fd, pid, name, text, size): write /proc/PID/NAME */
-    OP_ANNOUNCE,       /* (): let PID 1 go on, send its pid and pidfd, end */
+    OP_RELEASE,        /* (): let PID 1 go on, and end */
     OP_AWAIT,          /* (): wait for OP_RELEASE; a broken handshake fails */
     OP_CHECK,          /* (address, width, expected, errno): fail unless the memory holds the value */
     OP_DROP_BOUNDING,  /* (mask of capabilities to keep): drop all others from the bounding set */
     OP_LIFELINE,       /* (): fail when the launcher is gone already */
-    OP_SPAWN,          /* (wait): clone the payload, which runs the last segment; wait: until it executes */
-    OP_RESET_SIGNALS,  /* (): every disposition to default */
-    OP_PLACE,          /* (pairs, count): pairs of (number inside, slot); everything else closes on exec */
-    OP_VERIFY,         /* (struct identity, mask of what to compare): the self-check */
-    OP_HOLD,           /* (): tell that all is set up, wait for release */
-    OP_EXEC,           /* (candidates, count, argv, envp): execve the first that exists */
-    OP_SEND_FD,        /* (fd, tag): send a descriptor to the launcher */
-    OP_END,            /* (): this process has done its work; used by plans that only build something */
-    OP_SKIP,           /* (): fails with EAGAIN, which the step tolerates: leaves out the steps that follow */
+    OP_SPAWN, /* (wait, early): clone the payload, which runs the last segment; wait: until it executes;
+                 early: R_INIT goes before it */
+    OP_RESET_SIGNALS, /* (): every disposition to default */
+    OP_PLACE,         /* (pairs, count): pairs of (number inside, slot); everything else closes on exec */
+    OP_VERIFY,        /* (struct identity, mask of what to compare): the self-check */
+    OP_HOLD,          /* (): tell that all is set up, wait for release */
+    OP_EXEC,          /* (candidates, count, argv, envp): execve the first that exists */
+    OP_SEND_FD,       /* (fd, tag): send a descriptor to the launcher */
+    OP_END,           /* (): this process has done its work; used by plans that only build something */
+    OP_SKIP,          /* (): fails with EAGAIN, which the step tolerates: leaves out the steps that follow */
     OP_LISTEN, /* (flags, struct sock_fprog): install a filter with a listener, which is sent with tag 1 */
     OP_WRITE_PROC_SELF, /* (proc fd, name, text, size): write /proc/self/NAME */
     NATIVE_END,

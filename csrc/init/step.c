@@ -280,8 +280,8 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
         memory = data(a[3], a[4]);
         return memory && data(a[2], 1) ? write_proc((int)a[0], a[1], (const char *)a[2], memory, a[4])
                                        : -E_FAULT;
-    case OP_ANNOUNCE:
-        return announce();
+    case OP_RELEASE:
+        return release();
     case OP_AWAIT:
         return await_release();
     case OP_CHECK:
@@ -292,7 +292,7 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
     case OP_LIFELINE:
         return check_lifeline();
     case OP_SPAWN:
-        return spawn(a[0] != 0);
+        return spawn(a[0] != 0, a[1] != 0);
     case OP_RESET_SIGNALS:
         return reset_signals();
     case OP_PLACE:

@@ -377,7 +377,7 @@ def orphan(function):
 
 def points(plan):
     """Return places of a barrier: around each turn that the set-up takes."""
-    wanted = {"open_tree", "clone", "write_proc", "announce", "pivot_root", "capset", "check_lifeline", "fork_payload",
+    wanted = {"open_tree", "clone", "write_proc", "release", "pivot_root", "capset", "check_lifeline", "fork_payload",
               "setsid", "place_fds", "verify", "execve", "sethostname", "fsopen"}  # fmt: skip
     for segment, calls in zip(("stage", "init", "payload"), plan.segments, strict=True):
         last = ""
@@ -496,7 +496,7 @@ def test_launcher_killed_at_random_moments_leaves_nothing():
     ("segment", "call"),
     [
         ("stage", "clone"),
-        ("stage", "announce"),
+        ("stage", "release"),
         ("init", "pivot_root"),
         ("init", "check_lifeline"),
         ("payload", "verify"),
