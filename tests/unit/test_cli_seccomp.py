@@ -2,6 +2,7 @@
 
 import json
 import platform
+import signal
 
 import pytest
 
@@ -22,7 +23,9 @@ def sandbox(capfd):
         out, err = capfd.readouterr()
         return status, out, err
 
-    return run
+    before = signal.getsignal(signal.SIGPIPE)
+    yield run
+    signal.signal(signal.SIGPIPE, before)  # the command ends when its reader has had enough; this process does not
 
 
 def test_show_puts_every_call_where_its_answer_is(sandbox):
