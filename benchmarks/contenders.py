@@ -45,7 +45,7 @@ def the_job() -> "Sandbox":
     box = Sandbox.empty().bind_readonly("/usr")
     for target, points_to in LINKS.items():
         box = box.symlink(points_to, target)
-    return box.proc().dev().tmpfs("/tmp").hostname("sandbox").seccomp(None)
+    return box.proc().dev(nodes=DEVICES).tmpfs("/tmp").hostname("sandbox").seccomp(None)
 
 
 def _run(box: "Sandbox") -> Contender:

@@ -351,7 +351,7 @@ class Sandbox(Runner):
         Args:
             target: Path inside.
             shm: Most bytes that /dev/shm takes; half of the memory when left out.
-            nodes: Names of the nodes below the host's /dev.
+            nodes: Names of nodes below the host's /dev, and "pts" and "shm", which are the sandbox's own.
         """
         where = _target(target)
         if isinstance(nodes, str):
@@ -362,6 +362,8 @@ class Sandbox(Runner):
                 raise TypeError(f"nodes must be names, not {type(name).__name__}")
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name.split("/"):
                 raise ValueError(f"nodes must be names below /dev, got {name!r}")
+        if shm is not None and "shm" not in names:
+            raise ValueError(f'shm is a size, and nodes must name "shm" then, got {names!r}')
         size = None if shm is None else str(parse_size(shm, "shm"))
         return self._add(Dev(where, size, names, f".dev({_quoted(where)})"))
 

@@ -178,13 +178,14 @@ def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
                 entry.target,
                 shm=entry.shm,
                 nodes=entry.nodes,
-                present={},
                 origin=entry.origin,
                 own=not has_root,
             )
         elif isinstance(entry, Filesystem) and entry.fstype == "proc" and "pid" not in spec.new_namespaces:
             # A new /proc would be of a pid namespace that is not ours: the caller's own shows the same.
             yield Bind("/proc", entry.target, entry.attributes, origin=entry.origin)
+        elif isinstance(entry, Bind) and host.is_system(entry) and not has_root:
+            yield entry._replace(system=True)
         elif isinstance(entry, Bind) and host.is_file(entry.source):
             yield entry._replace(is_file=True)
         else:

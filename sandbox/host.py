@@ -25,6 +25,11 @@ def stamp() -> int:
     return os.stat("/etc").st_mtime_ns
 
 
+def is_system(bind: Bind) -> bool:
+    """Say whether a bind is one that the default root has as well: the same at every launch, then."""
+    return bind.source == bind.target == "/usr" and bind.attributes == _SYSTEM and not bind.optional
+
+
 def is_file(path: str) -> bool:
     """Say whether a mount point for this must be a file; what is missing or out of reach counts as a directory."""
     try:

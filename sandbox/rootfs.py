@@ -14,7 +14,7 @@ Facts, and what follows:
 """
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from errno import EEXIST, ENOENT, ENOTDIR
 from struct import pack
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -27,7 +27,8 @@ _READONLY_SYSTEM: Final = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_AT
 _DEVICE: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
 _PRIVATE_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
 
-DEVICE_NODES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+# What a minimal /dev has; the last two are file systems of the sandbox itself.
+DEVICE_NODES: Final = ("null", "zero", "full", "random", "urandom", "tty", "pts", "shm")
 
 
 class Dir(NamedTuple):
@@ -109,9 +110,7 @@ Node: TypeAlias = Dir | File | Symlink | Bind
 RegionKind: TypeAlias = Literal["own", "tmpfs", "foreign"]
 
 
-def dev(
-    target: str, *, shm: str | None, nodes: Iterable[str], present: Mapping[str, bool], origin: str, own: bool
-) -> Iterator[Entry]:
+def dev(target: str, *, shm: str | None, nodes: tuple[str, ...], origin: str, own: bool) -> Iterator[Entry]:
     """Yield a minimal /dev: nodes bound from the host, a devpts instance of its own, shm, the standard links."""
     if own:
         yield Dir(target, 0o755, origin)
@@ -120,23 +119,21 @@ def dev(
             "tmpfs", target, (("mode", "0755"), ("size", "65536")), _DEVICE, strict_target=True, origin=origin
         )
     for node in nodes:
-        if present.get(node, True):
+        if node not in {"pts", "shm"}:
             yield Bind(f"/dev/{node}", f"{target}/{node}", _DEVICE, is_file=True, system=own, origin=origin)
     yield Symlink("/proc/self/fd", f"{target}/fd", origin)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         yield Symlink(f"/proc/self/fd/{number}", f"{target}/{name}", origin)
-    yield Symlink("pts/ptmx", f"{target}/ptmx", origin)
-    yield Dir(f"{target}/pts", 0o755, origin)
-    yield Dir(f"{target}/shm", 0o755, origin)
-    yield Filesystem(
-        "devpts",
-        f"{target}/pts",
-        (("mode", "0620"), ("ptmxmode", "0666")),
-        k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC,
-        origin=origin,
-    )
-    options = () if shm is None else (("size", shm),)
-    yield Filesystem("tmpfs", f"{target}/shm", options, origin=origin)
+    if "pts" in nodes:
+        yield Symlink("pts/ptmx", f"{target}/ptmx", origin)
+        yield Dir(f"{target}/pts", 0o755, origin)
+        modes = (("mode", "0620"), ("ptmxmode", "0666"))
+        attributes = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
+        yield Filesystem("devpts", f"{target}/pts", modes, attributes, origin=origin)
+    if "shm" in nodes:
+        yield Dir(f"{target}/shm", 0o755, origin)
+        options = () if shm is None else (("size", shm),)
+        yield Filesystem("tmpfs", f"{target}/shm", options, origin=origin)
 
 
 class Tree(NamedTuple):

@@ -30,7 +30,6 @@ PLAUSIBLE = {
     "clone": ENOSPC,
     "write_proc": EPERM,
     "release": EPIPE,
-    "release": EPIPE,
     "await_release": EPIPE,
     "check_lifeline": EPIPE,
     "pivot_root": EINVAL,

@@ -35,8 +35,6 @@
 #define AT_FDCWD (-100)
 #define RUSAGE_CHILDREN (-1)
 #define CLOCK_MONOTONIC 1
-#define F_SETFD 2
-#define FD_CLOEXEC 1
 #define MAX_PAYLOADS 32
 #define KIB 1024
 
@@ -698,9 +696,6 @@ __attribute__((used)) _Noreturn void enter(long *stack)
     memcpy(keep, plan->slot, plan->slot_count * sizeof(int));
     if (control < 0 || close_except(keep, (int)plan->slot_count) < 0)
         quit(126);
-    for (uint32_t i = 0; i < plan->slot_count; i++)
-        if (plan->slot[i] >= 0)
-            call3(__NR_fcntl, plan->slot[i], F_SETFD, FD_CLOEXEC);
     if (plan->flags & OWN_GROUP)
         call2(__NR_setpgid, 0, 0);
     run_segment(STAGE);
@@ -714,6 +709,9 @@ ENTRY;
 void *memset(void *to, int byte, size_t size)
 {
     char *p = to;
+#if defined(__x86_64__)
+    __asm__ volatile("rep stosb" : "+D"(p), "+c"(size) : "a"(byte) : "memory");
+#endif
     while (size--)
         *p++ = (char)byte;
     return to;
@@ -723,6 +721,9 @@ void *memcpy(void *restrict to, const void *restrict from, size_t size)
 {
     char *p = to;
     const char *q = from;
+#if defined(__x86_64__)
+    __asm__ volatile("rep movsb" : "+D"(p), "+S"(q), "+c"(size) : : "memory");
+#endif
     while (size--)
         *p++ = *q++;
     return to;
