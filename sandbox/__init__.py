@@ -25,7 +25,7 @@ from sandbox.runner import LaunchOptions, PopenOptions, Runner, RunOptions
 
 if TYPE_CHECKING:
     from sandbox.confinement import confine as confine
-    from sandbox.denials import Denied as Denied
+    from sandbox.denials import Denials as Denials, Denials_async as Denials_async, Denied as Denied
     from sandbox.filters import (
         Action as Action,
         Allow as Allow,
@@ -43,16 +43,25 @@ if TYPE_CHECKING:
         arg as arg,
     )
     from sandbox.landlock import Landlock as Landlock, LandlockOptions as LandlockOptions
-    from sandbox.notify import Emulation as Emulation, Notification as Notification
+    from sandbox.notify import (
+        Emulation as Emulation,
+        Notification as Notification,
+        Notifier as Notifier,
+        Notifier_async as Notifier_async,
+    )
 
 # What most programs do not need is imported when it is first asked for.
 _LATER = {
     "confine": "confinement",
+    "Denials": "denials",
+    "Denials_async": "denials",
     "Denied": "denials",
     "Emulation": "notify",
     "Landlock": "landlock",
     "LandlockOptions": "landlock",
     "Notification": "notify",
+    "Notifier": "notify",
+    "Notifier_async": "notify",
 } | dict.fromkeys(
     ("Action", "Allow", "Arg", "Condition", "Difference", "Errno", "Filter", "Kill", "KillThread", "Log", "Notify",
      "Trace", "Trap", "arg"),
@@ -77,6 +86,8 @@ __all__ = [
     "ClockChanged",
     "Condition",
     "DEVNULL",
+    "Denials",
+    "Denials_async",
     "Denied",
     "Difference",
     "Emulation",
@@ -93,6 +104,8 @@ __all__ = [
     "Mount",
     "Network",
     "Notification",
+    "Notifier",
+    "Notifier_async",
     "Notify",
     "PIPE",
     "Plan",

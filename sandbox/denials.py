@@ -8,17 +8,18 @@ given comes from running the original in here.
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from sandbox.events.base import EventLike
+from sandbox.events.base_async import EventLike_async
 from sandbox.filters.actions import Errno
 from sandbox.filters.filter import Filter
 from sandbox.notify import Emulation, Notification, Notifier
 from sandbox.primitives.secure_computing import SECCOMP_RET_ACTION_FULL, SECCOMP_RET_DATA, SeccompAction
 
-__all__ = ["Denials", "Denied", "asking", "refuse"]
+__all__ = ["Denials", "Denials_async", "Denied", "asking", "refuse"]
 
 _INSTRUCTION: Final = struct.Struct("=HBBI")
 _RET_K: Final = 0x06  # BPF_RET | BPF_K
@@ -147,6 +148,35 @@ class Denials(EventLike[Denied]):
         """Close: what still waits is refused with EPERM, what comes later gets ENOSYS."""
         self._notifier.close()
         super().close()
+
+
+class Denials_async(EventLike_async[Denied]):  # noqa: N801  # the object's name, with _async
+    """The asyncio twin: `Denials_async(process.denials)` takes the object over.
+
+    Iterating ends when no process has the filter any more, where `get` raises EOFError.
+
+    Args:
+        denials: Those of a process.
+        maxsize: As in asyncio.Queue.
+    """
+
+    def __init__(self, denials: Denials, *, maxsize: int = 0) -> None:
+        super().__init__(denials, maxsize)
+
+    def __aiter__(self) -> AsyncIterator[Denied]:
+        """Yield refusals until no process has the filter any more."""
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[Denied]:
+        while True:
+            try:
+                yield await self.get()
+            except EOFError:
+                return
+            except ValueError:
+                if self.closed:
+                    return
+                raise
 
 
 def _path(call: Emulation) -> str | None:

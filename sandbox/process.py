@@ -5,6 +5,7 @@ word is believed because the payload cannot reach the channel, which closes when
 """
 
 import enum
+import errno
 import os
 import select
 import signal
@@ -365,6 +366,7 @@ class Process(Generic[AnyStr]):
         self._reason = Reason.EXITED
         self._detail = ""
         self._cause: Reason | None = None
+        self._pid: int | None = None
         self._decode: Callable[[bytes], AnyStr] = cast("Callable[[bytes], AnyStr]", bytes)
         self._owner = os.getpid()
 
@@ -478,6 +480,35 @@ class Process(Generic[AnyStr]):
         assert self.returncode is not None
         return self.returncode
 
+    @property
+    def pid(self) -> int:
+        """The payload's process id, as the host sees it.
+
+        Raises:
+            ProcessLookupError: It had ended before anybody asked.
+        """
+        if self._pid is None:
+            self._pid = self._ask_pid()
+        return self._pid
+
+    def _ask_pid(self) -> int:
+        if self.poll() is None and self._control is not None:
+            self._control.send(request(Q_PIDFD))
+            while self._control is not None:
+                try:
+                    record = self._control.receive(wait=True)
+                except BlockingIOError:
+                    continue
+                if record is not None and record.type == R_REFUSED:
+                    break
+                if record is not None and record.type == R_FD and len(record.fds) == 1:
+                    try:
+                        return _pid_of(record.fds[0])
+                    finally:
+                        os.close(record.fds[0])
+                self._take(record)
+        raise ProcessLookupError(errno.ESRCH, "the payload has ended")
+
     def send_signal(self, signal: int, /) -> None:
         """Send a signal to the payload; nothing happens when it has ended."""
         if not 0 <= signal <= 64:
@@ -586,6 +617,18 @@ class Process(Generic[AnyStr]):
     def __reduce__(self) -> tuple[Any, ...]:
         """Refuse: a process is here and nowhere else."""
         raise TypeError("a running process cannot be pickled; its Result can")
+
+
+def _pid_of(pidfd: int) -> int:
+    """Return the pid that a pidfd stands for, in this process's namespace."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as stream:
+        for line in stream:
+            name, _, value = line.partition(":")
+            if name == "Pid":
+                pid = int(value)
+                if pid > 0:
+                    return pid
+    raise ProcessLookupError(errno.ESRCH, "the payload has ended")
 
 
 def _signal_name(number: int) -> str:

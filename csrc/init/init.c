@@ -47,6 +47,7 @@ static int control = -1, lifeline = -1, claim = -1, children_fd = -1;
 static int gate[2] = {-1, -1};
 static long init_pid;
 static int introduced;
+static volatile int signals_reset;
 
 struct payload {
     int pid, sync, started;
@@ -152,7 +153,7 @@ long start_init(unsigned long flags, int cgroup)
         if (pid == 0)
             init_starts();
     } else {
-        pid = clone_on(flags | CLONE_VM, 0, init_stack + sizeof init_stack, init_starts);
+        pid = clone_on(flags | CLONE_VM | CLONE_SIGHAND, 0, init_stack + sizeof init_stack, init_starts);
     }
     return init_pid = pid;
 }
@@ -167,6 +168,9 @@ long release(void)
 
     if (error < 0)
         return error;
+    /* PID 1 has the same table of dispositions, and more to do. */
+    reset_signals();
+    signals_reset = 1;
     quit(0);
 }
 
@@ -269,6 +273,8 @@ long spawn(int wait, int early)
     sync_fd = pair[1];
     if (early)
         introduce();
+    if (!signals_reset) /* exec keeps what the caller ignores */
+        reset_signals();
     long pid;
     if (wait) {
         pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, payload_stack + sizeof payload_stack,

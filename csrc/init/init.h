@@ -13,6 +13,7 @@
 #define CLONE_PARENT 0x00008000UL
 #define CLONE_PIDFD 0x00001000UL
 #define CLONE_VM 0x00000100UL
+#define CLONE_SIGHAND 0x00000800UL
 #define CLONE_VFORK 0x00004000UL
 
 /* Which of the three processes this one is. */

@@ -11,7 +11,6 @@
 #define SECCOMP_SET_MODE_FILTER 1
 #define CLONE_FS 0x00000200UL
 #define CLONE_FILES 0x00000400UL
-#define CLONE_SIGHAND 0x00000800UL
 #define CLONE_THREAD 0x00010000UL
 
 static char sender_stack[8 * 1024] __attribute__((aligned(16)));

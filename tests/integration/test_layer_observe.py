@@ -1,5 +1,6 @@
 """observe(): what the filter refuses, told while it runs and at the end; the answers stay the filter's."""
 
+import asyncio
 import errno
 import select
 import signal
@@ -22,6 +23,7 @@ from sandbox import (
     SetupError,
     TimeoutExpired,
 )
+from sandbox.denials import Denials_async
 from sandbox.notify import Notifier
 
 pytestmark = pytest.mark.needs_userns
@@ -174,3 +176,32 @@ def test_second_supervisor_of_a_process_is_a_set_up_error():
 
     with supervised(nested, "acct") as target, Notifier(target.listener):
         assert ["seccomp_listen", errno.EBUSY] == target.result()
+
+
+def test_denials_come_to_asyncio_while_the_payload_runs():
+    async def watch():
+        with WATCHED.popen(["sh", "-c", "unshare -U true; unshare -U true; exit 3"], stderr=DEVNULL) as process:
+            denials = Denials_async(process.denials)
+            seen = [denied.call async for denied in denials]
+            assert 3 == process.wait()
+            return seen, process.result()
+
+    seen, result = asyncio.run(asyncio.wait_for(watch(), 60))
+    assert ["unshare", "unshare"] == seen
+    assert 2 == len(result.denied)
+
+
+def test_denials_of_an_asyncio_twin_that_is_closed_are_refused_without_a_witness():
+    async def leave():
+        with WATCHED.popen(["sh", "-c", "read x; unshare -U true || exit 7"], stdin=PIPE, stderr=DEVNULL) as process:
+            denials = Denials_async(process.denials)
+            waiting = asyncio.ensure_future(denials.get())
+            await asyncio.sleep(0)
+            denials.close()
+            with pytest.raises(ValueError, match="closed"):
+                await waiting
+            process.stdin.write(b"go\n")
+            process.stdin.close()
+            return process.wait(30)
+
+    assert 7 == asyncio.run(leave())
