@@ -318,6 +318,14 @@ def _pidfd_wait(pidfd: int) -> int | None:
     return None if info is None else info.si_status
 
 
+def _await_end(pidfd: int) -> None:
+    """Wait until a child has ended, and leave it to be reaped."""
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:  # somebody else reaps our children, or nobody need
+        return
+
+
 _SIGKILL_AFTER = 0.1
 
 
@@ -782,6 +790,9 @@ def finish(
     try:
         piped = process.stdin is not None or process.stdout is not None or process.stderr is not None
         if not piped and timeout is None:
+            if process.denials is None:
+                # The end itself wakes us, not PID 1's word of it: a caller who runs would hold the end up.
+                _await_end(process.init_pidfd)
             process._wait(None)
             return process._result(None, None)
         exchange = Exchange(process, input)

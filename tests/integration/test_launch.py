@@ -929,3 +929,15 @@ def test_sandboxes_beyond_the_kept_trees_each_have_their_own():
             assert str(i).encode() == box.run(["cat", "/etc/mine"], stdout=PIPE).stdout
             for kept in list(runner._trees._kept.values())[-1:]:
                 os.close(kept.fd)
+
+
+def test_pid_is_the_payloads_as_the_host_sees_it_until_it_has_ended():
+    with Sandbox().popen(["cat"], stdin=PIPE, stdout=PIPE) as running:
+        with open(f"/proc/{running.pid}/comm") as stream:
+            assert "cat\n" == stream.read()
+        running.stdin.close()
+        assert 0 == running.wait()
+    with Sandbox().popen(["true"]) as ended:
+        ended.wait()
+        with pytest.raises(ProcessLookupError):
+            assert not ended.pid
