@@ -37,14 +37,17 @@
 #define CLOCK_MONOTONIC 1
 #define MAX_PAYLOADS 32
 #define KIB 1024
+#define MADV_DONTNEED 4
 
-enum segment role = STAGE;
+/* Nothing here has a first value but 0: a page of data would be one more for every sandbox. enter() sets
+ * them. */
+enum segment role;
 struct plan *plan;
 struct shared *shared;
-int sync_fd = -1;
+int sync_fd;
 
-static int control = -1, lifeline = -1, claim = -1, children_fd = -1;
-static int gate[2] = {-1, -1};
+static int control, lifeline, claim, children_fd;
+static int gate[2];
 static long init_pid;
 static int introduced;
 static volatile int signals_reset;
@@ -232,7 +235,7 @@ static void introduce(void)
     call1(__NR_close, pidfd);
 }
 
-static char payload_stack[16 * KIB] __attribute__((aligned(16)));
+static char payload_stack[16 * KIB] __attribute__((aligned(4096)));
 
 static void payload_starts(void)
 {
@@ -655,6 +658,8 @@ static _Noreturn void be_init(void)
     if (!introduced)
         introduce();
     settle_if_known(&payloads[0]);
+    /* A sandbox may live long: what the payload's set-up used of our memory is nobody's now. */
+    call3(__NR_madvise, payload_stack, sizeof payload_stack, MADV_DONTNEED);
     wait_loop();
 }
 
@@ -692,6 +697,7 @@ __attribute__((used)) _Noreturn void enter(long *stack)
     if (error)
         quit(126);
     block_signals();
+    sync_fd = children_fd = -1;
     call1(__NR_umask, 0); /* modes are what the plan says */
     call2(__NR_prctl, PR_SET_NAME, "sandbox-init");
     control = plan->slot[SLOT_CONTROL];
