@@ -318,14 +318,6 @@ def _pidfd_wait(pidfd: int) -> int | None:
     return None if info is None else info.si_status
 
 
-def _await_end(pidfd: int) -> None:
-    """Wait until a child has ended, and leave it to be reaped."""
-    try:
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:  # somebody else reaps our children, or nobody need
-        return
-
-
 _SIGKILL_AFTER = 0.1
 
 
@@ -368,6 +360,7 @@ class Process(Generic[AnyStr]):
         self.denials: Denials | None = None
         self._all_denied = False  # no process has the filter any more
         self.listener = -1
+        self.reaped = False
         self.failed: Callable[[Record], Exception] | None = None
         self._control: Control | None = control
         self._usage = Usage()
@@ -400,7 +393,8 @@ class Process(Generic[AnyStr]):
             self._reason = self._cause
         if control is not None:
             control.close()
-        _pidfd_wait(self.init_pidfd)
+        if not self.reaped:
+            _pidfd_wait(self.init_pidfd)
 
     def _take(self, record: Record | None) -> None:
         if record is None:
@@ -792,7 +786,8 @@ def finish(
         if not piped and timeout is None:
             if process.denials is None:
                 # The end itself wakes us, not PID 1's word of it: a caller who runs would hold the end up.
-                _await_end(process.init_pidfd)
+                _pidfd_wait(process.init_pidfd)
+                process.reaped = True
             process._wait(None)
             return process._result(None, None)
         exchange = Exchange(process, input)
