@@ -201,6 +201,8 @@ class _Compiler:
         self.layout: Layout = sort(entries_of(spec, caller))
         self.uid, self.gid = inside_ids(spec, caller)
         self.new_user = "user" in spec.new_namespaces
+        if spec.keep and not self.new_user:
+            raise ValueError('capabilities() counts in a user namespace of the sandbox: leave out share("user")')
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
         self.nested = bool(spec.keep & _CAP_SYS_ADMIN)

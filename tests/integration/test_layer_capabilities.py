@@ -237,3 +237,10 @@ def test_pid_1_is_out_of_reach_of_every_capability(uid):
     assert [] == pid_1[1]
     assert "EPERM" == pid_1[2]
     assert ["EACCES", "EACCES"] == pid_1[3:]
+
+
+def test_kept_capabilities_without_a_user_namespace_are_refused():
+    # They would be the host's own.
+    with pytest.raises(ValueError, match='share\\("user"\\)'):
+        Sandbox().share("user").capabilities(["DAC_OVERRIDE"]).plan(["true"])
+    assert Sandbox().capabilities(["DAC_OVERRIDE"]).plan(["true"])
