@@ -4,13 +4,24 @@ Every method checks what it is given, and returns a new value. Nothing happens o
 """
 
 import os
-import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from sandbox import compiler
+from sandbox.arguments import (
+    Size,
+    StrOrBytesPath,
+    file_mode,
+    host_name,
+    id_number,
+    parse_size,
+    path_text,
+    quoted,
+    source_path,
+    target_path,
+)
 from sandbox.compiler import NAMESPACES, Caller, Dev, Namespace, Spec, Variant, compile_plan, inside_ids
 from sandbox.errors import FilterError
 from sandbox.kernel import (
@@ -20,8 +31,9 @@ from sandbox.kernel import (
     MOUNT_ATTR_RDONLY,
     NONE,
 )
+from sandbox.limits import merged
 from sandbox.plan import Command, Plan, candidates
-from sandbox.process import Args, StrOrBytesPath
+from sandbox.process import Args
 from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
 from sandbox.runner import Environment, Runner, caller, words_of
 
@@ -30,9 +42,6 @@ if TYPE_CHECKING:
 
     from sandbox.filters import Filter
     from sandbox.landlock import Landlock, LandlockOptions
-
-Size: TypeAlias = int | str
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Network:
@@ -72,85 +81,6 @@ class Network:
 Network.none = Network("none")
 Network.loopback = Network("loopback")
 Network.host = Network("host")
-
-
-def parse_size(size: Size, name: str) -> int:
-    """Return a size in bytes; a string may end with K, M, G or T, powers of 1024.
-
-    Raises:
-        TypeError: Neither int nor str.
-        ValueError: Not a size, or not positive.
-    """
-    if isinstance(size, str):
-        match = re.fullmatch(r"(\d+)\s*([KMGT]?)(?:i?B)?", size.strip(), re.IGNORECASE | re.ASCII)
-        if match is None:
-            raise ValueError(f'{name} must be bytes or a string such as "64M", got {size!r}')
-        size = int(match[1]) * _UNITS[match[2].upper()]
-    elif isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{name} must be an int or a str, not {type(size).__name__}")
-    if not 0 < size < 1 << 63:
-        raise ValueError(f"{name} must be between 1 and 2**63 - 1 bytes, got {size}")
-    return size
-
-
-def _text(path: StrOrBytesPath, name: str) -> str:
-    try:
-        return os.fsdecode(path)
-    except TypeError:
-        raise TypeError(f"{name} must be str, bytes or os.PathLike, not {type(path).__name__}") from None
-
-
-def _source(path: StrOrBytesPath, name: str = "source") -> str:
-    text = _text(path, name)
-    if not text or "\0" in text:
-        raise ValueError(f"{name} must be a path of the host without NUL, got {path!r}")
-    return os.path.abspath(text)
-
-
-def _target(path: StrOrBytesPath, name: str = "target", *, root: bool = False) -> str:
-    text = _text(path, name)
-    if not text.startswith("/") or "\0" in text:
-        raise ValueError(f"{name} must be an absolute path inside, without NUL, got {path!r}")
-    parts = text.split("/")
-    if ".." in parts:
-        raise ValueError(f'{name} must not hold "..", which depends on links, got {path!r}')
-    if len(os.fsencode(text)) > 4095 or any(len(os.fsencode(part)) > 255 for part in parts):
-        raise ValueError(f"{name} must have at most 4095 bytes, and 255 a part, got {len(text)} characters")
-    normal = compiler.normal(posixpath.normpath(text))
-    if normal == "/" and not root:
-        raise ValueError(f"{name} must be a path below the root; .rootfs() replaces the root itself")
-    return normal
-
-
-def _mode(mode: int, name: str = "mode") -> int:
-    if isinstance(mode, bool) or not isinstance(mode, int):
-        raise TypeError(f"{name} must be an int, not {type(mode).__name__}")
-    if not 0 <= mode <= 0o1777:
-        raise ValueError(f"{name} must be between 0 and 0o1777 (no set-id bits), got {mode:#o}")
-    return mode
-
-
-def _id(value: int | None, name: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if not 0 <= value <= 2**32 - 2:
-        raise ValueError(f"{name} must be between 0 and 2**32 - 2, got {value}")
-    return value
-
-
-def _name(name: str, what: str) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
-    size = len(name.encode())
-    if not 0 < size <= 64 or "\0" in name or "\n" in name:
-        raise ValueError(f"{what} must have 1 to 64 bytes, without NUL or newline, got {name!r}")
-    return name
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 class Sandbox(Runner):
@@ -218,11 +148,11 @@ class Sandbox(Runner):
         Raises:
             ValueError: Not the first call that concerns the root.
         """
-        source = _source(path, "path")
+        source = source_path(path, "path")
         for entry in self._spec.entries:
             if entry.origin != "Sandbox()":
                 raise ValueError(f"rootfs() replaces the whole root and must come before {entry.origin}")
-        origin = f".rootfs({_quoted(source)}{'' if readonly else ', readonly=False'})"
+        origin = f".rootfs({quoted(source)}{'' if readonly else ', readonly=False'})"
         kept = [entry for entry in self._spec.entries if not isinstance(entry, compiler.System)]
         return self._with(
             entries=(Root(source, readonly, origin), *kept),
@@ -279,16 +209,16 @@ class Sandbox(Runner):
         dev: bool,
         attributes: int,
     ) -> Self:
-        path = _source(source)
-        where = _target(path if target is None else target)
+        path = source_path(source)
+        where = target_path(path if target is None else target)
         attributes = MOUNT_ATTR_NOSUID | attributes
         if not exec:
             attributes = attributes | MOUNT_ATTR_NOEXEC
         if not dev:
             attributes = attributes | MOUNT_ATTR_NODEV
-        words = [_quoted(path)]
+        words = [quoted(path)]
         if where != path:
-            words.append(_quoted(where))
+            words.append(quoted(where))
         usual = (("optional", optional, False), ("exec", exec, True), ("dev", dev, False))
         words += [f"{word}={value}" for word, value, default in usual if value != default]
         return self._add(Bind(path, where, attributes, optional=optional, origin=f".{method}({', '.join(words)})"))
@@ -311,13 +241,13 @@ class Sandbox(Runner):
             inodes: Most files.
             exec: Programs on it can be executed.
         """
-        where = _target(target)
+        where = target_path(target)
         limit = None if size is None else parse_size(size, "size")
         if inodes is not None and (isinstance(inodes, bool) or not isinstance(inodes, int) or inodes < 1):
             raise ValueError(f"inodes must be an int of at least 1, got {inodes!r}")
-        origin = f".tmpfs({_quoted(where)}{'' if limit is None else f', size={limit}'})"
+        origin = f".tmpfs({quoted(where)}{'' if limit is None else f', size={limit}'})"
         return self._add(
-            compiler.tmpfs_entry(where, mode=_mode(mode), size=limit, inodes=inodes, exec=exec, origin=origin)
+            compiler.tmpfs_entry(where, mode=file_mode(mode), size=limit, inodes=inodes, exec=exec, origin=origin)
         )
 
     def proc(
@@ -336,8 +266,8 @@ class Sandbox(Runner):
         """
         if subset not in {None, "pid"}:
             raise ValueError(f'subset must be None or "pid", got {subset!r}')
-        where = _target(target)
-        return self._add(compiler.proc_entry(where, hidepid=hidepid, subset=subset, origin=f".proc({_quoted(where)})"))
+        where = target_path(target)
+        return self._add(compiler.proc_entry(where, hidepid=hidepid, subset=subset, origin=f".proc({quoted(where)})"))
 
     def dev(
         self,
@@ -353,7 +283,7 @@ class Sandbox(Runner):
             shm: Most bytes that /dev/shm takes; half of the memory when left out.
             nodes: Names of nodes below the host's /dev, and "pts" and "shm", which are the sandbox's own.
         """
-        where = _target(target)
+        where = target_path(target)
         if isinstance(nodes, str):
             raise TypeError("nodes must be names, not one str")
         names = tuple(nodes)
@@ -365,7 +295,7 @@ class Sandbox(Runner):
         if shm is not None and "shm" not in names:
             raise ValueError(f'shm is a size, and nodes must name "shm" then, got {names!r}')
         size = None if shm is None else str(parse_size(shm, "shm"))
-        return self._add(Dev(where, size, names, f".dev({_quoted(where)})"))
+        return self._add(Dev(where, size, names, f".dev({quoted(where)})"))
 
     def file(self, target: StrOrBytesPath, content: bytes | str, *, mode: int = 0o644) -> Self:
         """Put a file inside.
@@ -375,14 +305,14 @@ class Sandbox(Runner):
             content: What it holds; a str becomes UTF-8. At most 16 MiB.
             mode: Permissions.
         """
-        where = _target(target)
+        where = target_path(target)
         if isinstance(content, str):
             content = content.encode()
         elif not isinstance(content, bytes):
             raise TypeError(f"content must be bytes or str, not {type(content).__name__}")
         if len(content) > 16 << 20:
             raise ValueError(f"content must have at most 16 MiB, got {len(content)} bytes; bind a file instead")
-        return self._add(File(where, content, _mode(mode), f".file({_quoted(where)})"))
+        return self._add(File(where, content, file_mode(mode), f".file({quoted(where)})"))
 
     def dir(self, target: StrOrBytesPath, *, mode: int = 0o755) -> Self:
         """Make a directory inside, and those above it.
@@ -391,8 +321,8 @@ class Sandbox(Runner):
             target: Path inside.
             mode: Permissions.
         """
-        where = _target(target)
-        return self._add(Dir(where, _mode(mode), f".dir({_quoted(where)})"))
+        where = target_path(target)
+        return self._add(Dir(where, file_mode(mode), f".dir({quoted(where)})"))
 
     def symlink(self, points_to: StrOrBytesPath, target: StrOrBytesPath) -> Self:
         """Make a symbolic link inside; the order of os.symlink.
@@ -401,21 +331,21 @@ class Sandbox(Runner):
             points_to: What it points to.
             target: Path of the link.
         """
-        text = _text(points_to, "points_to")
+        text = path_text(points_to, "points_to")
         if not text or "\0" in text:
             raise ValueError(f"points_to must be a path without NUL, got {points_to!r}")
-        where = _target(target)
-        return self._add(Symlink(text, where, f".symlink({_quoted(text)}, {_quoted(where)})"))
+        where = target_path(target)
+        return self._add(Symlink(text, where, f".symlink({quoted(text)}, {quoted(where)})"))
 
     def mask(self, target: StrOrBytesPath) -> Self:
         """Hide what is at a path: an empty directory over a directory, /dev/null over anything else."""
-        where = _target(target)
-        return self._add(Mask(where, f".mask({_quoted(where)})"))
+        where = target_path(target)
+        return self._add(Mask(where, f".mask({quoted(where)})"))
 
     def remount_readonly(self, target: StrOrBytesPath) -> Self:
         """Make what is visible at a path read-only, with whatever is mounted below it."""
-        where = _target(target)
-        return self._add(Readonly(where, f".remount_readonly({_quoted(where)})"))
+        where = target_path(target)
+        return self._add(Readonly(where, f".remount_readonly({quoted(where)})"))
 
     # ── identity, names, namespaces ──
 
@@ -437,8 +367,8 @@ class Sandbox(Runner):
         """
         if groups not in {"drop", "strict"}:
             raise ValueError(f'groups must be "drop" or "strict", got {groups!r}')
-        uid = _id(uid, "uid")
-        gid = _id(gid, "gid")
+        uid = id_number(uid, "uid")
+        gid = id_number(gid, "gid")
         return self._with(
             uid=uid,
             gid=uid if gid is None else gid,
@@ -448,12 +378,12 @@ class Sandbox(Runner):
 
     def hostname(self, name: str) -> Self:
         """Set the host name: 1 to 64 bytes."""
-        name = _name(name, "name")
-        return self._with(hostname=name, hostname_origin=f".hostname({_quoted(name)})")
+        name = host_name(name, "name")
+        return self._with(hostname=name, hostname_origin=f".hostname({quoted(name)})")
 
     def domainname(self, name: str) -> Self:
         """Set the NIS domain name: 1 to 64 bytes."""
-        return self._with(domainname=_name(name, "name"))
+        return self._with(domainname=host_name(name, "name"))
 
     def share(self, *namespaces: Namespace) -> Self:
         """Use the caller's namespaces instead of new ones."""
@@ -572,6 +502,52 @@ class Sandbox(Runner):
             raise FilterError("observe() answers for the filter, and this one says Notify: it has one supervisor")
         return self
 
+    # ── limits ──
+
+    def limit(
+        self,
+        *,
+        memory: "Size | EllipsisType | None" = ...,
+        swap: "Size | EllipsisType | None" = ...,
+        pids: "int | EllipsisType | None" = ...,
+        cpus: "float | EllipsisType | None" = ...,
+        cpuset: "Iterable[int] | EllipsisType | None" = ...,
+        io: "Mapping[str, Size] | EllipsisType | None" = ...,
+        wall_time: "float | EllipsisType | None" = ...,
+        cpu_time: "float | EllipsisType | None" = ...,
+        open_files: "int | EllipsisType | None" = ...,
+        file_size: "Size | EllipsisType | None" = ...,
+        stack: "Size | EllipsisType | None" = ...,
+        core: "Size | EllipsisType | None" = ...,
+        output: "Size | EllipsisType | None" = ...,
+        when_output_full: "Literal['kill', 'discard'] | EllipsisType" = ...,
+        best_effort: bool = False,
+    ) -> Self:
+        """Limit what the command may use. Calls merge: what is left out stays as it was, None takes a limit away.
+
+        Args:
+            memory: Bytes of all processes together.
+            swap: Bytes of swap beyond that.
+            pids: Most processes and threads at a time.
+            cpus: Most processors' worth of time, 1.5 for example.
+            cpuset: Numbers of the processors to run on.
+            io: Rates of block I/O.
+            wall_time: Seconds that the program may run; then everything inside is killed.
+            cpu_time: Seconds of CPU that one process may use, rounded up to whole ones.
+            open_files: Most open descriptors of one process.
+            file_size: Most bytes of a file that it writes.
+            stack: Bytes of a program's stack.
+            core: Bytes of a core dump; 0, the default: none.
+            output: Bytes of output that are taken, of stdout and stderr together.
+            when_output_full: "kill" everything inside, or "discard" what is too much.
+            best_effort: What this call asks for may be missing; `enforced.missing` then says so.
+
+        Raises:
+            UnsupportedError: At the launch: a limit cannot be had here, and it is not best_effort.
+        """
+        given = {name: value for name, value in locals().items() if name not in {"self", "best_effort"}}
+        return self._with(limits=merged(self._spec.limits, given, best_effort=bool(best_effort)))
+
     # ── what the payload starts with ──
 
     def env(self, mapping: Mapping[str, str | None] = {}, /, **variables: str | None) -> Self:  # read only
@@ -598,8 +574,8 @@ class Sandbox(Runner):
 
     def cwd(self, path: StrOrBytesPath) -> Self:
         """Start in a directory: an absolute path inside."""
-        where = _target(path, "path", root=True)
-        return self._with(cwd=where, cwd_origin=f".cwd({_quoted(where)})")
+        where = target_path(path, "path", root=True)
+        return self._with(cwd=where, cwd_origin=f".cwd({quoted(where)})")
 
     def umask(self, mask: int) -> Self:
         """Set the umask: 0 to 0o777."""

@@ -5,8 +5,7 @@ and kept; what changes from launch to launch is `Late` or a slot.
 """
 
 import os
-import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from errno import ENOSYS, EPERM
 from functools import lru_cache
 from struct import iter_unpack, pack
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from sandbox import host, kernel as k
 from sandbox.kernel import Flag
+from sandbox.limits import RLIMITS, Limits, resource_limits, shown
 from sandbox.plan import Command, Data, Late, Plan, Program, Slot
 from sandbox.rootfs import (
     DEVICE_NODES,
@@ -89,6 +89,7 @@ class Spec(NamedTuple):
     filter_origin: str = "Sandbox()"
     landlock: "tuple[Landlock, ...]" = ()
     observe: bool = False
+    limits: Limits = Limits()
 
 
 class Caller(NamedTuple):
@@ -403,10 +404,11 @@ class _Compiler:
         program.call("setsid")
         # No key of the caller's; where keyctl is not to be had, no program inside has it either.
         program.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, 0, tolerate=(ENOSYS, EPERM))
-        program.origin = "limits"
-        # 1, not 0: a core pattern that is a pipe ignores 0, and would run the host's handler.
-        core = program.data(pack("<2Q", 1, 1), "{1, 1}")
-        program.call("prlimit64", 0, k.RLIMIT_CORE, core, 0)
+        limits = resource_limits(spec.limits)
+        # What follows needs descriptors: their number comes last.
+        open_files = limits.pop("open_files", None)
+        for name, bounds in limits.items():
+            self._limit(name, bounds)
         program.origin = "payload"
         program.call("umask", Flag(spec.umask, oct(spec.umask)))
         cwd = self.variant.cwd if self.variant.cwd is not None else spec.cwd
@@ -431,6 +433,9 @@ class _Compiler:
             program.origin = ".landlock()"
             for ruleset in self.rulesets:
                 restrict_self(program, ruleset)
+        if open_files is not None:
+            self._limit("open_files", open_files)
+            program.call("read_limits")
         program.origin = "payload"
         if self.variant.hold:
             program.call("hold")
@@ -445,6 +450,13 @@ class _Compiler:
             Late("argv", pointer=True),
             Late("envp", pointer=True),
         )
+
+    def _limit(self, name: str, bounds: tuple[int, int]) -> None:
+        """Set one resource limit of the payload, soft and hard."""
+        value = getattr(self.spec.limits, name)
+        self.program.origin = "limits" if name == "core" and value == 0 else shown(name, value)
+        data = self.program.data(pack("<2Q", *bounds), f"{{{bounds[0]}, {bounds[1]}}}")
+        self.program.call("prlimit64", 0, RLIMITS[name], data, 0)
 
     def _code(self) -> bytes:
         """Return the program of the filter; empty without one."""
@@ -482,7 +494,7 @@ class _Compiler:
             mask |= _CHECK_GROUPS
         keep = self.spec.keep
         sets = (keep, keep, keep, keep, self.spec.ambient)
-        expected = pack("<8I5Q800x", self.uid, self.gid, self._securebits(), 1, 0, 0, 0, 0, *sets)
+        expected = pack("<8I5Q744x", self.uid, self.gid, self._securebits(), 1, 0, 0, 0, 0, *sets)
         show = f"{{uid={self.uid}, gid={self.gid}, capabilities={hex(keep) if keep else 'none'}, securebits=locked, "
         show += "no_new_privs=1" + (", groups=none}" if mask & _CHECK_GROUPS else "}")
         text = "|".join(name for bit, name in _CHECKS.items() if mask & bit)
@@ -609,13 +621,3 @@ def tmpfs_entry(
     if not exec:
         attributes = attributes | k.MOUNT_ATTR_NOEXEC
     return Filesystem("tmpfs", target, tuple(options), attributes, origin=origin)
-
-
-def environment_of(spec: Spec) -> Mapping[str, str]:
-    """Return the variables of the sandbox."""
-    return dict(spec.env)
-
-
-def normal(path: str) -> str:
-    """Return a path inside in one spelling: absolute, without doubled or trailing slashes."""
-    return posixpath.normpath("/" + path.lstrip("/"))

@@ -106,6 +106,8 @@ _BY_CALL: dict[tuple[str, int], str] = {
         "the id map was refused: an unprivileged caller can map its own id only, and a security module may"
         " forbid even that"
     ),
+    ("prlimit64", e.EPERM): "the caller's own hard limit is lower, and only root may go beyond it; see ulimit -H",
+    ("prlimit64", e.EINVAL): "the kernel takes no more open files than fs.nr_open says",
     ("sethostname", e.EPERM): "the host name belongs to the caller's uts namespace, which is shared",
     ("setgroups", e.EPERM): "the groups cannot be dropped in this user namespace",
     ("keyctl", e.EDQUOT): "the caller's quota of kernel keys is used up (kernel.keys.maxkeys)",

@@ -13,11 +13,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from struct import Struct
 from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, NamedTuple, Protocol, TypeAlias, cast
 
 from sandbox.compiler import Layers
 from sandbox.errors import CalledProcessError, TimeoutExpired
+from sandbox.limits import RLIMITS
 
 if TYPE_CHECKING:
     from sandbox.denials import Denials, Denied
@@ -103,7 +105,7 @@ class Enforced:
         namespaces: Inode numbers of its namespaces; filled in with `hold`.
         mounts: What is mounted; filled in with `hold`.
         descriptors: Open descriptors; filled in with `hold`.
-        limits: Limits in force.
+        limits: Soft resource limits by the words of `Sandbox.limit`; math.inf where there is none.
         cgroup: Its control group.
         gaps: What a layer cannot cover on this host, in words.
         missing: What was asked for as optional or best effort and is not there.
@@ -190,7 +192,8 @@ class Result(subprocess.CompletedProcess[AnyStr]):
 
 RECORD_SIZE: Final = 1024
 _RECORD = Struct("<2I2iq")
-_IDENTITY = Struct("<8I5Q")
+_IDENTITY = Struct("<8I5Q5Q")
+_MAX_GROUPS, _NO_LIMIT = 176, 2**64 - 1
 _USAGE = Struct("<10q")
 R_INIT, R_FAILED, R_HELD, R_STARTED, R_ENDED, R_FD, R_REFUSED = range(1, 8)
 Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN, Q_SIGNAL, Q_PIDFD = range(64, 71)
@@ -245,8 +248,9 @@ def _capabilities(mask: int) -> frozenset[str]:
 
 def parse_identity(body: bytes, layers: Layers = Layers()) -> Enforced:  # noqa: B008  # a value
     """Read the self-check of the payload; after it come only the layers that the plan adds, and they did not fail."""
-    uid, gid, securebits, no_new_privs, dumpable, seccomp, groups, _, *sets = _IDENTITY.unpack_from(body)
-    shown = min(groups, 200)
+    uid, gid, securebits, no_new_privs, dumpable, seccomp, groups, _, *rest = _IDENTITY.unpack_from(body)
+    sets, soft = rest[:5], rest[5:]
+    shown = min(groups, _MAX_GROUPS)
     known = Struct(f"<{shown}I").unpack_from(body, _IDENTITY.size) if shown else ()
     return Enforced(
         uid=uid,
@@ -261,6 +265,7 @@ def parse_identity(body: bytes, layers: Layers = Layers()) -> Enforced:  # noqa:
         no_new_privs=bool(no_new_privs),
         dumpable=bool(dumpable),
         seccomp_filters=(1 if seccomp == 2 else 0) + layers.filters,
+        limits={name: inf if one == _NO_LIMIT else one for name, one in zip(RLIMITS, soft, strict=True)},
         landlock_abi=layers.landlock_abi,
         landlock_layers=layers.landlock_layers,
         gaps=layers.gaps,

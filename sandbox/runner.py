@@ -21,6 +21,7 @@ from sandbox.compiler import (
     notifies,
 )
 from sandbox.errors import FilterError, SetupError, UnsupportedError
+from sandbox.limits import refuse
 from sandbox.plan import Command, Plan, Template, candidates, environment
 from sandbox.process import DEVNULL, PIPE, STDOUT, Args, Process, Result, StrOrBytesPath, close_all, decoder, finish
 
@@ -163,10 +164,11 @@ class _Ready:
 class _Cache:
     """What was compiled of one Sandbox for one caller."""
 
-    __slots__ = ("env", "gid", "inside", "ready", "stamp", "uid", "who")
+    __slots__ = ("env", "gid", "inside", "missing", "ready", "stamp", "uid", "who")
 
     def __init__(self, spec: Spec, uid: int, gid: int, stamp: int) -> None:
         self.uid, self.gid, self.stamp = uid, gid, stamp
+        self.missing = refuse(spec.limits)
         self.who = caller(spec)
         self.inside = inside_ids(spec, self.who)
         self.env = Environment(dict(spec.env))
@@ -259,9 +261,16 @@ def _host_ids_cached() -> range:
     return _ids[1]
 
 
+def _compiled(cache: _Cache, spec: Spec, variant: Variant) -> Compiled:
+    compiled = compile_plan(spec, cache.who, variant)
+    if not cache.missing:
+        return compiled
+    return compiled._replace(layers=compiled.layers._replace(missing=compiled.layers.missing + cache.missing))
+
+
 def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
     """Compile a variant; the second launch of it builds the tree that all later ones clone."""
-    compiled = compile_plan(spec, cache.who, variant)
+    compiled = _compiled(cache, spec, variant)
     if variant not in cache.ready:
         if len(cache.ready) >= _MAX_VARIANTS:
             cache.ready.clear()
@@ -270,7 +279,7 @@ def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
         return _Ready(compiled, None)
     tree = _trees.get(compiled.tree, cache.who) if compiled.tree.nodes else None
     if tree is not None:
-        compiled = compile_plan(spec, cache.who, variant._replace(cached_tree=True))
+        compiled = _compiled(cache, spec, variant._replace(cached_tree=True))
     ready = cache.ready[variant] = _Ready(compiled, tree)
     return ready
 

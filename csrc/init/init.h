@@ -57,5 +57,6 @@ long install_listening(unsigned flags, const void *program);
 
 /* verify.c */
 long verify(const struct identity *expected, unsigned mask, char *text);
+long read_limits(void);
 
 #endif

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define PLAN_MAGIC 0x584f4253u /* "SBOX" */
-#define PLAN_VERSION 1u
+#define PLAN_VERSION 2u
 #define PLAN_MAX_SIZE (64u << 20)
 #define MAX_SLOTS 256
 #define MAX_STEPS 8192
@@ -45,6 +45,7 @@ enum native {
     OP_SKIP,          /* (): fails with EAGAIN, which the step tolerates: leaves out the steps that follow */
     OP_LISTEN, /* (flags, struct sock_fprog): install a filter with a listener, which is sent with tag 1 */
     OP_WRITE_PROC_SELF, /* (proc fd, name, text, size): write /proc/self/NAME */
+    OP_READ_LIMITS,     /* (): read the resource limits again, which the self-check has read before */
     NATIVE_END,
 };
 
@@ -98,10 +99,12 @@ enum record_type {
     Q_PIDFD,     /* the pidfd of payload `id`; answered by R_FD */
 };
 
+enum { LIMITS = 5 }; /* cpu_time, file_size, stack, core, open_files: RLIMITS of sandbox/limits.py */
 struct identity {
     uint32_t uid, gid, securebits, no_new_privs, dumpable, seccomp, group_count, reserved;
     uint64_t capability[5]; /* effective, permitted, inheritable, bounding, ambient */
-    uint32_t group[200];
+    uint64_t limit[LIMITS]; /* soft resource limits; ~0: none */
+    uint32_t group[176];
 };
 enum {
     CHECK_IDS = 1,

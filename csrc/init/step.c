@@ -318,6 +318,8 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
                                        : -E_FAULT;
     case OP_SKIP:
         return -E_AGAIN;
+    case OP_READ_LIMITS:
+        return read_limits();
     case OP_LISTEN:
         memory = data(a[1], 16);
         return memory ? install_listening((unsigned)a[0], memory) : -E_FAULT;

@@ -68,6 +68,21 @@ static void read_capabilities(struct identity *found)
     }
 }
 
+long read_limits(void)
+{
+    static const char resource[LIMITS] = {0 /* CPU */, 1 /* FSIZE */, 3 /* STACK */, 4 /* CORE */,
+                                          7 /* NOFILE */};
+
+    for (int i = 0; i < LIMITS; i++) {
+        uint64_t found[2] = {0, 0};
+        long error = call4(__NR_prlimit64, 0, resource[i], 0, found);
+        if (error < 0)
+            return error;
+        shared->identity.limit[i] = found[0];
+    }
+    return 0;
+}
+
 long verify(const struct identity *expected, unsigned mask, char *text)
 {
     struct identity *found = &shared->identity;
@@ -87,6 +102,9 @@ long verify(const struct identity *expected, unsigned mask, char *text)
     /* More groups than the record holds (EINVAL): their number is told all the same. */
     found->group_count = (uint32_t)(groups >= 0 ? groups : call2(__NR_getgroups, 0, 0));
     read_capabilities(found);
+    long error = read_limits();
+    if (error < 0)
+        return error;
 
     if (mask & CHECK_IDS) {
         for (int i = 0; i < 3; i++) {

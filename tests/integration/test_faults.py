@@ -53,13 +53,14 @@ def sandboxes(path):
         "capabilities": canary.capabilities(["NET_ADMIN"], ambient=["NET_RAW"]),
         "nested": canary.user(0).capabilities(["SYS_ADMIN"], ambient=["SYS_ADMIN"]),
         "observed": canary.observe(),
+        "limits": canary.limit(open_files=64, file_size="1M", stack="1M", core="1M"),
         "filter of one's own": canary.seccomp(Filter.default().deny("keyctl")),
     }
 
 
 NAMES = (
     *("default", "builder", "host network", "no network", "shared", "as root inside"),
-    *("landlock", "capabilities", "nested", "observed", "filter of one's own"),
+    *("landlock", "capabilities", "nested", "observed", "limits", "filter of one's own"),
 )
 RAN = ["/bin/sh", "-c", "echo ran >/canary/ran"]
 

@@ -94,7 +94,7 @@ def header_with(image, **changes):
     "changes",
     [
         {"magic": 0},
-        {"version": 2},
+        {"version": 99},
         {"size": 0},
         {"size": 2**32 - 1},
         {"steps": 4},

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from sandbox import Network, Sandbox
-from sandbox.builder import parse_size
+from sandbox.arguments import parse_size
 
 LONG = "/" + "x" * 256
 DEEP = "/" + "x/" * 2100

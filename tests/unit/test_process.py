@@ -1,5 +1,6 @@
 """Records as init writes them, and Result."""
 
+import math
 import pickle
 import struct
 import subprocess
@@ -50,7 +51,7 @@ def test_identity_forged_is_read_without_a_crash(filling):
 
 def test_identity_names_capabilities_and_groups():
     body = struct.pack("<8I5Q", 1, 2, 0xEF, 1, 0, 2, 2, 0, 1, 1 << 40, 1 << 63, 0, 0) + struct.pack(
-        "<200I", 9, 8, *[0] * 198
+        "<5Q176I", 1, 2, 3, 2**64 - 1, 5, 9, 8, *[0] * 174
     )
     enforced = parse_identity(body, Layers(gaps=("gap",)))
     assert (1, 2, (9, 8), 0xEF, True, False) == (
@@ -63,6 +64,7 @@ def test_identity_names_capabilities_and_groups():
     )
     assert frozenset({"CHOWN"}) == enforced.capabilities["effective"]
     assert frozenset({"CHECKPOINT_RESTORE"}) == enforced.capabilities["permitted"]
+    assert [1, 2, 3, math.inf, 5] == list(enforced.limits.values())
     assert frozenset({"63"}) == enforced.capabilities["inheritable"]
     assert ("gap",) == enforced.gaps
     assert enforced == pickle.loads(pickle.dumps(enforced))
