@@ -224,7 +224,12 @@ def _print(text: str, stream: Any = None) -> None:
 
 
 def _complain(text: str) -> None:
+    """Say what is wrong; names that come from inside, or from files, must not speak to the terminal."""
     if sys.stderr is not None:
+        if not text.isprintable():
+            from sandbox.escapes import printable
+
+            text = printable(text)
         sys.stderr.write(f"sandbox: {text}\n")
 
 

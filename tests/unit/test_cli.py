@@ -77,3 +77,8 @@ def _closed_streams() -> None:
 
 def test_open_standard_streams_opens_what_is_closed() -> None:
     harness.in_child(_closed_streams)
+
+
+def test_complaint_about_a_hostile_name_does_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._complain("/tmp/\x1b]52;c;QQ==\x07: no such file\n  hint: look\r")
+    assert capsys.readouterr().err == "sandbox: /tmp/\\x1b]52;c;QQ==\\x07: no such file\n  hint: look\\r\n"
