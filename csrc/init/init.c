@@ -19,13 +19,6 @@
 #define POLLIN 1
 #define POLLERR 8
 #define POLLHUP 16
-#define PROT_READ 1
-#define PROT_WRITE 2
-#define MAP_SHARED 1
-#define MAP_ANONYMOUS 0x20
-#define AF_UNIX 1
-#define SOCK_STREAM 1
-#define SOCK_CLOEXEC 02000000
 #define SIG_SETMASK 2
 #define SFD_CLOEXEC 02000000
 #define SFD_NONBLOCK 04000
@@ -33,32 +26,23 @@
 #define PR_SET_NAME 15
 #define PR_SET_CHILD_SUBREAPER 36
 #define AT_FDCWD (-100)
-#define RUSAGE_CHILDREN (-1)
 #define CLOCK_MONOTONIC 1
-#define MAX_PAYLOADS 32
-#define KIB 1024
-#define MADV_DONTNEED 4
 
 /* Nothing here has a first value but 0: a page of data would be one more for every sandbox. enter() sets
  * them. */
+struct payload payloads[MAX_PAYLOADS];
+struct shared own_shared;
 enum segment role;
 struct plan *plan;
 struct shared *shared;
 int sync_fd;
 
-static int control, lifeline, claim, children_fd;
+int control, lifeline, children_fd;
+static int claim;
 static int gate[2];
 static long init_pid;
-static int introduced;
-static volatile int signals_reset;
-
-struct payload {
-    int pid, sync, started;
-    uint32_t id;
-    int64_t since;
-    struct shared *shared;
-};
-static struct payload payloads[MAX_PAYLOADS];
+int introduced;
+volatile int signals_reset;
 
 _Noreturn void quit(int status)
 {
@@ -68,7 +52,7 @@ _Noreturn void quit(int status)
         __builtin_trap();
 }
 
-static int64_t now(void)
+int64_t now(void)
 {
     int64_t time[2] = {0, 0};
 
@@ -76,7 +60,7 @@ static int64_t now(void)
     return time[0] * 1000000000 + time[1];
 }
 
-static void close_fd(int *fd)
+void close_fd(int *fd)
 {
     if (*fd >= 0)
         call1(__NR_close, *fd);
@@ -223,7 +207,7 @@ long check_lifeline(void)
 }
 
 /* PID 1's pid as the caller sees it, with its pidfd. A launcher that is gone is noticed by the loop. */
-static void introduce(void)
+void introduce(void)
 {
     struct record record = {.type = R_INIT, .value = init_pid};
     int pidfd = (int)call2(__NR_pidfd_open, call0(__NR_getpid), 0);
@@ -233,368 +217,6 @@ static void introduce(void)
         quit(125);
     (void)send_record(control, &record, &pidfd, 1);
     call1(__NR_close, pidfd);
-}
-
-static char payload_stack[16 * KIB] __attribute__((aligned(4096)));
-
-static void payload_starts(void)
-{
-    role = PAYLOAD;
-    run_segment(PAYLOAD);
-    fail((int)(plan->first[PAYLOAD] + plan->count[PAYLOAD]), E_PROTO, "the plan ends without an execve");
-}
-
-/*
- * Clone the payload. It shares the memory of PID 1 until it executes its program: set-up takes no copy. wait:
- * PID 1 sleeps until then, as after vfork, and knows the outcome. Otherwise a socket pair tells, and its
- * other end is what a held payload waits on.
- */
-long spawn(int wait, int early)
-{
-    static struct shared own; /* of a payload that shares our memory anyway */
-    int pair[2] = {-1, -1};
-    struct payload *free_one = 0;
-
-    for (int i = 0; i < MAX_PAYLOADS && !free_one; i++)
-        if (!payloads[i].pid)
-            free_one = &payloads[i];
-    if (!free_one)
-        return -E_AGAIN;
-    if (wait && free_one == &payloads[0]) {
-        shared = &own;
-    } else {
-        long page =
-            call6(__NR_mmap, 0, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        if (page < 0 && page > -4096)
-            return page;
-        shared = (struct shared *)page;
-    }
-    long error = wait ? 0 : call4(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
-    if (error < 0)
-        return error;
-    *free_one = (struct payload){.sync = pair[0], .since = now(), .shared = shared};
-    sync_fd = pair[1];
-    if (early)
-        introduce();
-    if (!signals_reset) /* exec keeps what the caller ignores */
-        reset_signals();
-    long pid;
-    if (wait) {
-        pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, payload_stack + sizeof payload_stack,
-                       payload_starts);
-        role = INIT; /* what the payload wrote, we read */
-    } else {
-        pid = call5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
-        if (pid == 0)
-            payload_starts();
-        call1(__NR_close, sync_fd);
-    }
-    if (pid < 0) {
-        close_fd(&free_one->sync);
-        return pid;
-    }
-    free_one->pid = (int)pid;
-    return pid;
-}
-
-static void tell(struct record *record, const int *fds, int count)
-{
-    /* A launcher that is gone is noticed by the loop, not here. */
-    (void)send_record(control, record, fds, count);
-}
-
-/* The payload has executed its program, or has ended before: tell which. */
-static void settle(struct payload *p, int dead, int status)
-{
-    struct record record = {.id = p->id};
-
-    close_fd(&p->sync);
-    p->started = 1;
-    if (p->shared->stage == PAYLOAD_FAILED) {
-        record = p->shared->failure;
-        record.type = R_FAILED;
-        record.id = p->id;
-        tell(&record, 0, 0);
-        p->started = -1;
-    } else if (dead && p->shared->stage != PAYLOAD_EXECS) {
-        record.type = R_FAILED;
-        record.step = -1;
-        record.error = E_CHILD;
-        record.value = status;
-        tell(&record, 0, 0);
-        p->started = -1;
-    } else {
-        record.type = R_STARTED;
-        record.value = p->pid;
-        record.body.identity = p->shared->identity;
-        tell(&record, 0, 0);
-    }
-}
-
-/* After a clone that waited the outcome is known, unless the payload died of a signal: then SIGCHLD tells. */
-static void settle_if_known(struct payload *p)
-{
-    if (p->sync < 0 && p->shared->stage >= PAYLOAD_EXECS)
-        settle(p, 0, 0);
-}
-
-/* Without a pid namespace of its own there is no "all of it": children, again and again, until none is left.
- */
-static void kill_children(void)
-{
-    char text[4096];
-    long size = call6(__NR_pread64, children_fd, (long)text, sizeof text, 0, 0, 0);
-
-    for (long i = 0, pid = 0; i < size; i++) {
-        if (text[i] >= '0' && text[i] <= '9') {
-            pid = pid * 10 + text[i] - '0';
-        } else if (pid) {
-            call2(__NR_kill, pid, SIGKILL);
-            pid = 0;
-        }
-    }
-}
-
-static void kill_all(void)
-{
-    if (call0(__NR_getpid) == 1)
-        call2(__NR_kill, -1, SIGKILL);
-    else
-        kill_children();
-}
-
-static void copy_usage(struct usage *to, const int64_t *r)
-{
-    /* struct rusage: utime, stime, maxrss, ixrss, idrss, isrss, minflt, majflt, nswap, inblock, oublock, ...
-     */
-    to->user_us = r[0] * 1000000 + r[1];
-    to->system_us = r[2] * 1000000 + r[3];
-    to->max_rss_kib = r[4];
-    to->minor_faults = r[8];
-    to->major_faults = r[9];
-    to->blocks_in = r[11];
-    to->blocks_out = r[12];
-    to->voluntary_switches = r[16];
-    to->involuntary_switches = r[17];
-}
-
-static struct payload *find(long pid)
-{
-    for (int i = 0; i < MAX_PAYLOADS; i++)
-        if (payloads[i].pid == (int)pid)
-            return &payloads[i];
-    return 0;
-}
-
-/* The first payload has ended, or all was to be killed: end whatever is left, count it, report, exit. */
-static _Noreturn void finish(int status, int64_t since)
-{
-    struct record record = {.type = R_ENDED, .value = status};
-    int64_t rusage[18] = {0};
-    int other;
-
-    for (;;) {
-        /* Orphans come to PID 1: without a child nothing is left, and nobody has to be looked for. */
-        long pid = call4(__NR_wait4, -1, &other, WNOHANG, 0);
-        if (pid == 0) {
-            kill_all();
-            pid = call4(__NR_wait4, -1, &other, 0, 0);
-        }
-        if (pid == -E_CHILD)
-            break;
-        struct payload *p = pid > 0 ? find(pid) : 0;
-        if (p && p == &payloads[0]) {
-            if (!p->started)
-                settle(p, 1, other);
-            record.value = other;
-        }
-    }
-    call2(__NR_getrusage, RUSAGE_CHILDREN, rusage);
-    copy_usage(&record.body.end.usage, rusage);
-    record.body.end.usage.wall_ns = now() - since;
-    if (payloads[0].shared)
-        record.body.end.identity = payloads[0].shared->identity;
-    tell(&record, 0, 0);
-    quit(0);
-}
-
-static void reap(void)
-{
-    int status;
-    int64_t rusage[18];
-    long pid;
-
-    while ((pid = call4(__NR_wait4, -1, &status, WNOHANG, rusage)) > 0) {
-        struct payload *p = find(pid);
-        if (!p)
-            continue; /* an orphan of the sandbox */
-        if (!p->started)
-            settle(p, 1, status);
-        if (p == &payloads[0]) {
-            if (p->started < 0) {
-                kill_all();
-                quit(125);
-            }
-            finish(status, p->since);
-        }
-        if (p->started > 0) {
-            struct record record = {.type = R_ENDED, .id = p->id, .value = status};
-            copy_usage(&record.body.end.usage, rusage);
-            record.body.end.usage.wall_ns = now() - p->since;
-            record.body.end.identity = p->shared->identity;
-            tell(&record, 0, 0);
-        }
-        call2(__NR_munmap, p->shared, sizeof *p->shared);
-        p->shared = 0;
-        p->pid = 0;
-    }
-}
-
-static void refuse(uint32_t id, int error)
-{
-    struct record record = {.type = R_REFUSED, .id = id, .error = error};
-
-    tell(&record, 0, 0);
-}
-
-/* One more payload: the plan is the first descriptor, its slots are the others in order. */
-static void serve_spawn(const struct record *request, int *fds, int count)
-{
-    int error = count > 0 ? map_plan(fds[0], &plan) : -E_BADF;
-
-    if (!error && plan->slot_count != (uint32_t)count - 1) {
-        unmap_plan(plan);
-        error = -E_PROTO;
-    }
-    if (!error) {
-        for (int i = 1; i < count; i++)
-            plan->slot[i - 1] = fds[i];
-        plan->slot[SLOT_CONTROL] = control;
-        error = (int)spawn(1, 0);
-        if (error > 0) {
-            struct payload *p = find(error);
-            p->id = request->id;
-            settle_if_known(p);
-            error = 0;
-        }
-        unmap_plan(plan);
-    }
-    if (error)
-        refuse(request->id, -error);
-}
-
-static void serve_namespace(const struct record *request)
-{
-    static const char *const paths[] = {"/proc/self/ns/user",
-                                        "/proc/self/ns/mnt",
-                                        "/proc/self/ns/pid_for_children",
-                                        "/proc/self/ns/net",
-                                        "/proc/self/ns/ipc",
-                                        "/proc/self/ns/uts",
-                                        "/proc/self/ns/cgroup",
-                                        "/proc/self/ns/time_for_children"};
-    struct record record = {.type = R_FD, .id = request->id, .value = request->value};
-
-    if (request->value < 0 || request->value >= (int64_t)(sizeof paths / sizeof *paths)) {
-        refuse(request->id, E_INVAL);
-        return;
-    }
-    int fd = (int)call4(__NR_openat, AT_FDCWD, paths[request->value], O_CLOEXEC, 0);
-    if (fd < 0) {
-        refuse(request->id, -fd);
-        return;
-    }
-    tell(&record, &fd, 1);
-    call1(__NR_close, fd);
-}
-
-static struct payload *find_id(uint32_t id)
-{
-    for (int i = 0; i < MAX_PAYLOADS; i++)
-        if (payloads[i].pid && payloads[i].id == id)
-            return &payloads[i];
-    return 0;
-}
-
-/* Not reaped yet, so the pid is still the payload's. */
-static void serve_signal(const struct record *request)
-{
-    struct payload *p = find_id(request->id);
-
-    if (p)
-        call2(__NR_kill, p->pid, request->value);
-}
-
-static void serve_pidfd(const struct record *request)
-{
-    struct record record = {.type = R_FD, .id = request->id};
-    struct payload *p = find_id(request->id);
-    int fd = p ? (int)call2(__NR_pidfd_open, p->pid, 0) : -E_CHILD;
-
-    if (fd < 0) {
-        refuse(request->id, -fd);
-        return;
-    }
-    tell(&record, &fd, 1);
-    call1(__NR_close, fd);
-}
-
-static void serve(void)
-{
-    struct record request;
-    int fds[MAX_SLOTS];
-    int count = receive_record(control, &request, fds, MAX_SLOTS);
-
-    if (count == -E_PIPE) /* the launcher is gone or gave us up */
-        finish(SIGKILL, payloads[0].since);
-    if (count < 0)
-        return;
-    switch (request.type) {
-    case Q_KILL:
-        finish(SIGKILL, payloads[0].since);
-    case Q_RELEASE:
-        if (payloads[0].sync >= 0)
-            call3(__NR_write, payloads[0].sync, "g", 1);
-        break;
-    case Q_DETACH:
-        close_fd(&lifeline);
-        break;
-    case Q_NAMESPACE:
-        serve_namespace(&request);
-        break;
-    case Q_SPAWN:
-        serve_spawn(&request, fds, count);
-        break;
-    case Q_SIGNAL:
-        serve_signal(&request);
-        break;
-    case Q_PIDFD:
-        serve_pidfd(&request);
-        break;
-    default:
-        refuse(request.id, E_INVAL);
-    }
-    for (int i = 0; i < count; i++)
-        call1(__NR_close, fds[i]);
-}
-
-/* A byte: the payload is held, all set up. End of file: it has executed its program, or died. */
-static void hear(struct payload *p)
-{
-    char byte;
-    long got = call3(__NR_read, p->sync, &byte, 1);
-
-    if (got == 1) {
-        struct record record = {.type = R_HELD, .id = p->id, .value = p->pid};
-        record.body.identity = p->shared->identity;
-        tell(&record, 0, 0);
-        return;
-    }
-    /* Dead, or about to be: then SIGCHLD tells, with the status. */
-    if (p->shared->stage == PAYLOAD_EXECS)
-        settle(p, 0, 0);
-    else
-        close_fd(&p->sync);
 }
 
 static _Noreturn void wait_loop(void)
@@ -658,8 +280,7 @@ static _Noreturn void be_init(void)
     if (!introduced)
         introduce();
     settle_if_known(&payloads[0]);
-    /* A sandbox may live long: what the payload's set-up used of our memory is nobody's now. */
-    call3(__NR_madvise, payload_stack, sizeof payload_stack, MADV_DONTNEED);
+    forget_stack();
     wait_loop();
 }
 
@@ -715,48 +336,3 @@ __attribute__((used)) _Noreturn void enter(long *stack)
 }
 
 ENTRY;
-
-/* ------------------------------------------------------------------- what the compiler asks for */
-
-void *memset(void *to, int byte, size_t size)
-{
-    char *p = to;
-#if defined(__x86_64__)
-    __asm__ volatile("rep stosb" : "+D"(p), "+c"(size) : "a"(byte) : "memory");
-#endif
-    while (size--)
-        *p++ = (char)byte;
-    return to;
-}
-
-void *memcpy(void *restrict to, const void *restrict from, size_t size)
-{
-    char *p = to;
-    const char *q = from;
-#if defined(__x86_64__)
-    __asm__ volatile("rep movsb" : "+D"(p), "+S"(q), "+c"(size) : : "memory");
-#endif
-    while (size--)
-        *p++ = *q++;
-    return to;
-}
-
-void *memmove(void *to, const void *from, size_t size)
-{
-    char *p = to;
-    const char *q = from;
-    if (p <= q)
-        return memcpy(to, from, size);
-    while (size--)
-        p[size] = q[size];
-    return to;
-}
-
-int memcmp(const void *a, const void *b, size_t size)
-{
-    const unsigned char *p = a, *q = b;
-    for (; size--; p++, q++)
-        if (*p != *q)
-            return *p - *q;
-    return 0;
-}

@@ -33,6 +33,22 @@ enum { PAYLOAD_HELD = 1, PAYLOAD_EXECS, PAYLOAD_FAILED };
 extern struct shared *shared;
 extern int sync_fd; /* the payload's end of the socket pair with PID 1; closes on exec */
 
+/* What PID 1 keeps for its whole life. */
+extern int control, lifeline, children_fd;
+extern int introduced;             /* the launcher has PID 1's pidfd */
+extern volatile int signals_reset; /* by stage 1, in the same memory */
+
+#define MAX_PAYLOADS 32
+#define KIB 1024
+struct payload {
+    int pid, sync, started;
+    uint32_t id;
+    int64_t since;
+    struct shared *shared;
+};
+extern struct payload payloads[MAX_PAYLOADS];
+extern struct shared own_shared; /* of a payload that shares our memory anyway */
+
 /* step.c */
 int map_plan(int fd, struct plan **mapped);
 void unmap_plan(struct plan *mapped);
@@ -43,14 +59,34 @@ _Noreturn void fail(int step, int error, const char *text);
 int send_record(int channel, struct record *record, const int *fds, int count);
 int receive_record(int channel, struct record *record, int *fds, int room);
 
+void tell(struct record *record, const int *fds, int count);
+
 /* init.c */
 _Noreturn void quit(int status);
 long start_init(unsigned long flags, int cgroup);
 long release(void);
 long await_release(void);
 long check_lifeline(void);
-long spawn(int wait, int early);
 long reset_signals(void);
+int64_t now(void);
+void close_fd(int *fd);
+void introduce(void);
+
+/* payload.c */
+long spawn(int wait, int early);
+void forget_stack(void);
+void settle(struct payload *p, int dead, int status);
+void settle_if_known(struct payload *p);
+void hear(struct payload *p);
+struct payload *find(long pid);
+struct payload *find_id(uint32_t id);
+
+/* reaper.c */
+_Noreturn void finish(int status, int64_t since);
+void reap(void);
+
+/* requests.c */
+void serve(void);
 
 /* listen.c */
 long install_listening(unsigned flags, const void *program);

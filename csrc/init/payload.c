@@ -1,0 +1,149 @@
+/* Payloads: each is cloned here, runs the last segment of a plan and executes its program, or tells why not.
+ */
+#include "init.h"
+
+#define PROT_READ 1
+#define PROT_WRITE 2
+#define MAP_SHARED 1
+#define MAP_ANONYMOUS 0x20
+#define AF_UNIX 1
+#define SOCK_STREAM 1
+#define SOCK_CLOEXEC 02000000
+#define MADV_DONTNEED 4
+
+struct payload *find(long pid)
+{
+    for (int i = 0; i < MAX_PAYLOADS; i++)
+        if (payloads[i].pid == (int)pid)
+            return &payloads[i];
+    return 0;
+}
+
+struct payload *find_id(uint32_t id)
+{
+    for (int i = 0; i < MAX_PAYLOADS; i++)
+        if (payloads[i].pid && payloads[i].id == id)
+            return &payloads[i];
+    return 0;
+}
+
+static char payload_stack[16 * KIB] __attribute__((aligned(4096)));
+
+/* A sandbox may live long: what the payload's set-up used of our memory is nobody's now. */
+void forget_stack(void)
+{
+    call3(__NR_madvise, payload_stack, sizeof payload_stack, MADV_DONTNEED);
+}
+
+static void payload_starts(void)
+{
+    role = PAYLOAD;
+    run_segment(PAYLOAD);
+    fail((int)(plan->first[PAYLOAD] + plan->count[PAYLOAD]), E_PROTO, "the plan ends without an execve");
+}
+
+/*
+ * Clone the payload. It shares the memory of PID 1 until it executes its program: set-up takes no copy. wait:
+ * PID 1 sleeps until then, as after vfork, and knows the outcome. Otherwise a socket pair tells, and its
+ * other end is what a held payload waits on.
+ */
+long spawn(int wait, int early)
+{
+    int pair[2] = {-1, -1};
+    struct payload *free_one = 0;
+
+    for (int i = 0; i < MAX_PAYLOADS && !free_one; i++)
+        if (!payloads[i].pid)
+            free_one = &payloads[i];
+    if (!free_one)
+        return -E_AGAIN;
+    if (wait && free_one == &payloads[0]) {
+        shared = &own_shared;
+    } else {
+        long page =
+            call6(__NR_mmap, 0, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (page < 0 && page > -4096)
+            return page;
+        shared = (struct shared *)page;
+    }
+    long error = wait ? 0 : call4(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
+    if (error < 0)
+        return error;
+    *free_one = (struct payload){.sync = pair[0], .since = now(), .shared = shared};
+    sync_fd = pair[1];
+    if (early)
+        introduce();
+    if (!signals_reset) /* exec keeps what the caller ignores */
+        reset_signals();
+    long pid;
+    if (wait) {
+        pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, payload_stack + sizeof payload_stack,
+                       payload_starts);
+        role = INIT; /* what the payload wrote, we read */
+    } else {
+        pid = call5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
+        if (pid == 0)
+            payload_starts();
+        call1(__NR_close, sync_fd);
+    }
+    if (pid < 0) {
+        close_fd(&free_one->sync);
+        return pid;
+    }
+    free_one->pid = (int)pid;
+    return pid;
+}
+
+/* The payload has executed its program, or has ended before: tell which. */
+void settle(struct payload *p, int dead, int status)
+{
+    struct record record = {.id = p->id};
+
+    close_fd(&p->sync);
+    p->started = 1;
+    if (p->shared->stage == PAYLOAD_FAILED) {
+        record = p->shared->failure;
+        record.type = R_FAILED;
+        record.id = p->id;
+        tell(&record, 0, 0);
+        p->started = -1;
+    } else if (dead && p->shared->stage != PAYLOAD_EXECS) {
+        record.type = R_FAILED;
+        record.step = -1;
+        record.error = E_CHILD;
+        record.value = status;
+        tell(&record, 0, 0);
+        p->started = -1;
+    } else {
+        record.type = R_STARTED;
+        record.value = p->pid;
+        record.body.identity = p->shared->identity;
+        tell(&record, 0, 0);
+    }
+}
+
+/* After a clone that waited the outcome is known, unless the payload died of a signal: then SIGCHLD tells. */
+void settle_if_known(struct payload *p)
+{
+    if (p->sync < 0 && p->shared->stage >= PAYLOAD_EXECS)
+        settle(p, 0, 0);
+}
+
+/* A byte: the payload is held, all set up. End of file: it has executed its program, or died. */
+void hear(struct payload *p)
+{
+    char byte;
+    long got = call3(__NR_read, p->sync, &byte, 1);
+
+    if (got == 1) {
+        struct record record = {.type = R_HELD, .id = p->id, .value = p->pid};
+        record.body.identity = p->shared->identity;
+        tell(&record, 0, 0);
+        return;
+    }
+    /* Dead, or about to be: then SIGCHLD tells, with the status. */
+    if (p->shared->stage == PAYLOAD_EXECS)
+        settle(p, 0, 0);
+    else
+        close_fd(&p->sync);
+}
