@@ -20,8 +20,10 @@ from sandbox.errors import (
     UnsupportedError,
 )
 from sandbox.plan import Plan, Step
-from sandbox.process import DEVNULL, PIPE, STDOUT, Enforced, Mount, Process, Reason, Result, Usage
+from sandbox.process import Process
+from sandbox.result import Enforced, Mount, Reason, Result, Usage
 from sandbox.runner import LaunchOptions, PopenOptions, Runner, RunOptions
+from sandbox.streams import DEVNULL, PIPE, STDOUT
 
 if TYPE_CHECKING:
     from sandbox.confinement import confine as confine

@@ -24,6 +24,7 @@ from sandbox.arguments import (
 )
 from sandbox.compiler import NAMESPACES, Caller, Dev, Namespace, Spec, Variant, compile_plan, inside_ids
 from sandbox.errors import FilterError
+from sandbox.host_ids import caller
 from sandbox.kernel import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -31,17 +32,19 @@ from sandbox.kernel import (
     MOUNT_ATTR_RDONLY,
     NONE,
 )
+from sandbox.launcher import Launcher
 from sandbox.limits import merged
 from sandbox.plan import Command, Plan, candidates
-from sandbox.process import Args
 from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
-from sandbox.runner import Environment, Runner, caller, words_of
+from sandbox.runner import Args, Environment, Order, Runner, words_of
+from sandbox.streams import Streams
 
 if TYPE_CHECKING:
     from types import EllipsisType
 
     from sandbox.filters import Filter
     from sandbox.landlock import Landlock, LandlockOptions
+    from sandbox.process import Process
 
 
 class Network:
@@ -93,12 +96,12 @@ class Sandbox(Runner):
     A sandbox is a value: every method returns a new one, in the order written. It compares, hashes and pickles.
     """
 
-    __slots__ = ("_cache", "_spec")
+    __slots__ = ("_launcher", "_spec")
     _spec: Spec
 
     def __init__(self) -> None:
         self._spec = Spec(entries=compiler.default_entries(empty=False), cwd=compiler.HOME)
-        self._cache: Any = None
+        self._launcher = Launcher(self._spec)
 
     @staticmethod
     def empty() -> "Sandbox":
@@ -109,7 +112,7 @@ class Sandbox(Runner):
     def _of(cls, spec: Spec) -> Self:
         self = cls.__new__(cls)
         self._spec = spec
-        self._cache = None
+        self._launcher = Launcher(spec)
         return self
 
     def _with(self, **changes: Any) -> Self:
@@ -117,6 +120,9 @@ class Sandbox(Runner):
 
     def _add(self, entry: Entry | Dev) -> Self:
         return self._with(entries=(*self._spec.entries, entry))
+
+    def _launch(self, order: Order, streams: Streams) -> "Process[Any]":
+        return self._launcher.launch(order, streams)
 
     def __eq__(self, other: object) -> bool:
         """Compare what they say."""

@@ -17,7 +17,8 @@ from typing import Any, Final, Self
 
 from sandbox.errors import SandboxError, SetupError
 from sandbox.options import SUBCOMMANDS, Draft, OptionError, Subcommand, parse
-from sandbox.process import Process, Reason
+from sandbox.process import Process
+from sandbox.result import Reason
 
 # Those of env(1), timeout(1) and the shells.
 _FAILED: Final = 125

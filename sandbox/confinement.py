@@ -40,8 +40,8 @@ from sandbox.primitives.secure_computing import (
     SeccompOperation,
     seccomp,
 )
-from sandbox.process import Enforced
 from sandbox.readback import confinement, count_landlock_layers, parse_status, read_enforced
+from sandbox.result import Enforced
 
 if TYPE_CHECKING:
     from sandbox.filters import Filter

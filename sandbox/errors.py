@@ -25,7 +25,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
-    from sandbox.process import Result
+    from sandbox.result import Result
 
 
 class SandboxError(Exception):

@@ -20,20 +20,10 @@ from sandbox.compiler import Layers
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
 from sandbox.plan import SLOTS_OFFSET, Command, Template
-from sandbox.process import (
-    R_ENDED,
-    R_FAILED,
-    R_FD,
-    R_HELD,
-    R_INIT,
-    R_STARTED,
-    Enforced,
-    Process,
-    Record,
-    close_all,
-    parse_identity,
-    parse_record,
-)
+from sandbox.process import Process
+from sandbox.records import R_ENDED, R_FAILED, R_FD, R_HELD, R_INIT, R_STARTED, Record, parse_identity, parse_record
+from sandbox.result import Enforced
+from sandbox.streams import close_all
 
 _PAIR, _NUMBERS, _MESSAGE = map(ffi.typeof, ("int[2]", "int[]", "struct launch_message *"))
 _INIT_PATH = os.path.join(os.path.dirname(__file__), "init")

@@ -22,7 +22,7 @@ from sandbox.primitives.landlock import (
     landlock_restrict_self,
 )
 from sandbox.primitives.process import PR_GET_DUMPABLE, PR_GET_SECUREBITS, PR_SET_NO_NEW_PRIVS, prctl
-from sandbox.process import Enforced, Mount
+from sandbox.result import Enforced, Mount
 
 __all__ = ["count_landlock_layers", "read_enforced"]
 

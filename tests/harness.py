@@ -177,14 +177,14 @@ def children() -> set[int]:
 
 def drop_kept() -> None:
     """Close the descriptors that the library keeps between launches, so that only a leak is left to be seen."""
-    launch, runner = sys.modules.get("sandbox.launch"), sys.modules.get("sandbox.runner")
-    if launch is None or runner is None:
+    launch, launcher = sys.modules.get("sandbox.launch"), sys.modules.get("sandbox.launcher")
+    if launch is None or launcher is None:
         return
-    kept = [*runner._trees._kept.values(), launch._init_program._kept, launch._lifeline and launch._lifeline[1]]
+    kept = [*launcher._trees._kept.values(), launch._init_program._kept, launch._lifeline and launch._lifeline[1]]
     for one in kept:
         if one is not None:
             one.close()
-    runner._trees._kept.clear()
+    launcher._trees._kept.clear()
     launch._init_program._kept = launch._lifeline = None
 
 

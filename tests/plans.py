@@ -10,7 +10,8 @@ from typing import Any
 
 from sandbox import DEVNULL, Plan, Process, Sandbox
 from sandbox.plan import SEGMENTS, Call, Data, Segment, Slot
-from sandbox.runner import _Streams
+from sandbox.runner import order_of
+from sandbox.streams import Streams
 
 # What each call may well fail with.
 PLAUSIBLE = {
@@ -60,11 +61,11 @@ def launch(
     **options: Any,
 ) -> Process[Any]:
     """Start a command, with a plan of its own; the streams are no pipes of the library's making."""
-    streams = _Streams()
+    streams = Streams()
     try:
         for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
             streams.add(name, stream)
-        return sandbox._start(args, streams, plan=plan, **options)
+        return sandbox._launch(order_of(args, plan=plan, **options), streams)
     finally:
         streams.close_child()
 

@@ -1,7 +1,7 @@
 /*
  * The plan as it lies in memory, and the records of the control channel.
  *
- * sandbox/plan.py writes what this file reads, and sandbox/process.py reads the records that it defines:
+ * sandbox/plan.py writes what this file reads, and sandbox/records.py reads the records that it defines:
  * change them together, and raise PLAN_VERSION. All offsets count from the start of the image.
  */
 #ifndef SANDBOX_INIT_PLAN_H

@@ -7,7 +7,7 @@ import harness
 import plans
 import pytest
 
-from sandbox import DEVNULL, Filter, Sandbox, SetupError, compiler, launch, runner
+from sandbox import DEVNULL, Filter, Sandbox, SetupError, compiler, launch, launcher
 from sandbox.plan import Command, Template
 
 pytestmark = pytest.mark.needs_userns
@@ -180,7 +180,7 @@ def test_tolerated_errno_is_no_failure_and_skips_what_needs_the_result(tmp_path)
 
 def test_every_step_of_the_cached_tree_may_fail_and_the_launch_works_all_the_same():
     sandbox = Sandbox()
-    who = runner.caller(sandbox._spec)
+    who = launcher.caller(sandbox._spec)
     tree = compiler.compile_plan(sandbox._spec, who, compiler.Variant()).tree
     plan = compiler.compile_tree(tree, who)
     ids = (("uid_map", f"{who.uid} {who.uid} 1\n".encode()), ("gid_map", f"{who.gid} {who.gid} 1\n".encode()))
@@ -201,7 +201,7 @@ def test_kept_tree_that_cannot_be_built_is_done_without(monkeypatch):
         plan = compiler.compile_tree(tree, who)
         return plan.with_fault(len(plan.steps) - 2, errno.EINVAL)
 
-    monkeypatch.setattr(runner, "compile_tree", broken)
+    monkeypatch.setattr(launcher, "compile_tree", broken)
     sandbox = Sandbox().file("/etc/of-this-test", str(os.getpid()))
     for _ in range(3):
         assert 0 == sandbox.run(["true"], stdout=DEVNULL).returncode

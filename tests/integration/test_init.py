@@ -19,7 +19,7 @@ import pytest
 import sandbox as package
 from sandbox import Sandbox, SetupError
 from sandbox.plan import Command, Program, Template, candidates
-from sandbox.process import (
+from sandbox.records import (
     Q_NAMESPACE,
     Q_PIDFD,
     Q_SPAWN,

@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import io
 import os
 import resource
 import signal
@@ -18,7 +17,7 @@ import plans
 import pytest
 
 import sandbox
-from sandbox import DEVNULL, PIPE, STDOUT, Reason, Sandbox, SetupError, launch as launch_module, process, runner
+from sandbox import DEVNULL, PIPE, STDOUT, Reason, Sandbox, SetupError, launch as launch_module, launcher, records
 from sandbox.primitives import CLONE_NEWNET, unshare
 
 pytestmark = pytest.mark.needs_userns
@@ -590,7 +589,7 @@ def test_kept_descriptors_replaced_by_the_caller_stay_the_callers():
         kept = [
             launch_module._init_program._kept.fd,
             launch_module._lifeline[1].fd,
-            *(one.fd for one in runner._trees._kept.values()),
+            *(one.fd for one in launcher._trees._kept.values()),
         ]
         assert 3 == len(kept)
         for fd in kept:
@@ -839,13 +838,8 @@ def test_process_left_by_an_exception_is_killed():
 
 
 def test_process_communicate_feeds_drains_and_expires():
-    streams = runner._Streams()
-    for name in ("stdin", "stdout", "stderr"):
-        streams.add(name, PIPE)
-    running = Sandbox()._start(["/bin/sh", "-c", "cat; echo err >&2; sleep 1000"], streams)
-    streams.close_child()
-    for name, fd in streams.parent.items():
-        setattr(running, name, io.FileIO(fd, "w" if name == "stdin" else "r"))
+    command = ["/bin/sh", "-c", "cat; echo err >&2; sleep 1000"]
+    running = Sandbox().popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     with pytest.raises(sandbox.TimeoutExpired):
         running.communicate(b"hello", timeout=0.3)
     running.kill()
@@ -861,17 +855,17 @@ def channel():
 
 
 def record(type_, value=0):
-    return struct.pack("<2I2iq", type_, 0, 0, 0, value) + bytes(process.RECORD_SIZE - 24)
+    return struct.pack("<2I2iq", type_, 0, 0, 0, value) + bytes(records.RECORD_SIZE - 24)
 
 
 def test_last_record_is_read_although_a_request_came_too_late():
     control, theirs = channel()
-    theirs.send(record(process.R_ENDED, 7 << 8))
-    control.send(process.request(process.Q_KILL))
+    theirs.send(record(records.R_ENDED, 7 << 8))
+    control.send(records.request(records.Q_KILL))
     theirs.close()  # with the request unread: the kernel resets the channel
     assert 7 << 8 == control.receive(wait=True).value
     assert control.receive(wait=True) is None
-    control.send(process.request(process.Q_KILL))
+    control.send(records.request(records.Q_KILL))
     control.close()
 
 
@@ -884,12 +878,12 @@ def test_channel_without_a_word_says_so():
     control.close()
 
 
-@pytest.mark.parametrize("size", [1, 24, process.RECORD_SIZE - 1, process.RECORD_SIZE + 1, 60_000])
+@pytest.mark.parametrize("size", [1, 24, records.RECORD_SIZE - 1, records.RECORD_SIZE + 1, 60_000])
 def test_record_of_another_size_is_no_record(size):
     control, theirs = channel()
     theirs.send(bytes(size))
     try:
-        if size > process.RECORD_SIZE:  # cut to its size: nobody else can send on this channel
+        if size > records.RECORD_SIZE:  # cut to its size: nobody else can send on this channel
             assert 0 == control.receive(wait=True).type
         else:
             with pytest.raises(ValueError, match="1024"):
@@ -908,9 +902,9 @@ def test_program_that_ends_before_the_launch_has_heard_of_its_init(monkeypatch):
         def receive(self, *, wait):
             if not hasattr(self, "kept"):
                 self.kept = []
-                while not self.kept or self.kept[-1].type != process.R_ENDED:
+                while not self.kept or self.kept[-1].type != records.R_ENDED:
                     self.kept.append(super().receive(wait=wait))
-                self.kept.sort(key=lambda one: one.type == process.R_INIT)
+                self.kept.sort(key=lambda one: one.type == records.R_INIT)
             return self.kept.pop(0) if self.kept else super().receive(wait=wait)
 
     monkeypatch.setattr(launch_module, "ControlChannel", Late)
@@ -920,14 +914,14 @@ def test_program_that_ends_before_the_launch_has_heard_of_its_init(monkeypatch):
 
 
 def test_sandboxes_beyond_the_kept_trees_each_have_their_own():
-    boxes = [Sandbox().file("/etc/mine", str(i)) for i in range(2 * runner._MAX_TREES)]
+    boxes = [Sandbox().file("/etc/mine", str(i)) for i in range(2 * launcher._MAX_TREES)]
     for _ in range(4):
         for i, box in enumerate(boxes):
             assert str(i).encode() == box.run(["cat", "/etc/mine"], stdout=PIPE).stdout
     for _ in range(4):  # and when the caller closes them
         for i, box in enumerate(boxes):
             assert str(i).encode() == box.run(["cat", "/etc/mine"], stdout=PIPE).stdout
-            for kept in list(runner._trees._kept.values())[-1:]:
+            for kept in list(launcher._trees._kept.values())[-1:]:
                 os.close(kept.fd)
 
 

@@ -90,13 +90,13 @@ def test_limits_are_the_headers(name):
 
 
 def test_record_types_are_the_headers():
-    from sandbox import process
+    from sandbox import records
 
     body = re.search(r"enum record_type \{(.*?)\};", source("plan.h"), re.DOTALL)[1]
     number = 0
     for name, value in re.findall(r"^\s*([RQ]_\w+)(?: = (\d+))?,", body, re.MULTILINE):
         number = int(value) if value else number
-        assert number == getattr(process, name)
+        assert number == getattr(records, name)
         number += 1
 
 

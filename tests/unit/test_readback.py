@@ -1,7 +1,7 @@
 import math
 
-from sandbox.process import Mount
 from sandbox.readback import confinement, parse_cgroup, parse_limits, parse_mountinfo, parse_status
+from sandbox.result import Mount
 
 STATUS = """Name:\tcat
 Uid:\t1000\t1000\t1000\t1000

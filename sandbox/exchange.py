@@ -1,0 +1,133 @@
+"""Feeding stdin and draining stdout and stderr: the bytes and their order, without waiting for anything.
+
+Whoever drives an `Exchange` waits for its descriptors: with poll in here, with a loop's callbacks elsewhere.
+"""
+
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+_CHUNK = 1 << 18
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """Return the moment on the monotonic clock at which a timeout is over."""
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def milliseconds(deadline: float | None) -> int | None:
+    """Return what poll() wants, rounded up: a timeout never ends early."""
+    return None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
+
+
+class Exchange:
+    """What goes in and has come out so far.
+
+    Args:
+        stdin: The caller's end of the pipe, or None.
+        stdout: Likewise.
+        stderr: Likewise.
+        input: What stdin gets; it is closed then.
+
+    Attributes:
+        waiting: The descriptors to wait for, with poll's events; `ready` and `finish` take them out.
+    """
+
+    def __init__(
+        self,
+        stdin: IO[Any] | None,
+        stdout: IO[Any] | None,
+        stderr: IO[Any] | None,
+        input: bytes | bytearray | memoryview | None,
+    ) -> None:
+        self.waiting: dict[int, int] = {}
+        self._input = memoryview(input or b"").cast("B")
+        self._chunks: dict[int, list[bytes]] = {}
+        self._stdin = stdin
+        self._in = -1
+        self._out = stdout.fileno() if stdout is not None else -1
+        self._err = stderr.fileno() if stderr is not None else -1
+        for fd in (self._out, self._err):
+            if fd >= 0:
+                self._chunks[fd] = []
+                self.waiting[fd] = select.POLLIN
+        if stdin is not None:
+            if self._input:
+                self._in = stdin.fileno()
+                os.set_blocking(self._in, False)
+                self.waiting[self._in] = select.POLLOUT
+            else:
+                close_stream(stdin)
+
+    def ready(self, fd: int) -> bool:
+        """Do what a descriptor is ready for; False when it is done with: stop waiting for it, then `finish` it."""
+        return self._feed() if fd == self._in else self._drain(fd)
+
+    def finish(self, fd: int) -> None:
+        """Take a descriptor out; stdin is closed."""
+        del self.waiting[fd]
+        if fd == self._in and self._stdin is not None:
+            self._in = -1
+            close_stream(self._stdin)
+
+    def _feed(self) -> bool:
+        try:
+            sent = os.write(self._in, self._input[: select.PIPE_BUF * 16])
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            sent = len(self._input)
+        self._input = self._input[sent:]
+        return bool(self._input)
+
+    def _drain(self, fd: int) -> bool:
+        data = os.read(fd, _CHUNK)
+        if data:
+            self._chunks[fd].append(data)
+        return bool(data)
+
+    def rest(self) -> None:
+        """Take what is still in the pipes: all writers inside are dead, and others are not waited for."""
+        for fd in self.waiting:
+            if fd == self._in:
+                continue
+            os.set_blocking(fd, False)
+            try:
+                while self._drain(fd):
+                    pass
+            except BlockingIOError:  # a copy of the other end lives on outside of the sandbox
+                continue
+
+    def output(self) -> tuple[bytes | None, bytes | None]:
+        """Return what stdout and stderr said so far; None for what is no pipe."""
+        out = b"".join(self._chunks[self._out]) if self._out >= 0 else None
+        err = b"".join(self._chunks[self._err]) if self._err >= 0 else None
+        return out, err
+
+
+def close_stream(stream: IO[Any]) -> None:
+    """Close the caller's end of a pipe."""
+    try:
+        stream.close()
+    except BrokenPipeError:  # nobody reads what was still buffered, and that is the payload's right
+        return
+
+
+def decoder(encoding: str | None, errors: str | None) -> Callable[[bytes], str]:
+    """Return what turns output into text, newlines translated, as subprocess does it."""
+    if encoding is None:
+        import locale
+
+        encoding = locale.getpreferredencoding(False)
+
+    def decode(data: bytes) -> str:
+        return data.decode(encoding, errors or "strict").replace("\r\n", "\n").replace("\r", "\n")
+
+    return decode
+
+
+def decoded(data: bytes | None, decode: Callable[[bytes], Any] | None) -> Any:
+    """Return output as it was asked for: text, bytes, or None for what is no pipe."""
+    return data if data is None or decode is None else decode(data)

@@ -1,0 +1,257 @@
+"""From what a `Sandbox` says to a launch: what was compiled of it, and root trees that are kept between launches."""
+
+import os
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sandbox import host, launch
+from sandbox.compiler import (
+    Caller,
+    Compiled,
+    Spec,
+    Variant,
+    compile_plan,
+    compile_tree,
+    filter_of,
+    inside_ids,
+    notifies,
+)
+from sandbox.errors import FilterError, SetupError
+from sandbox.host_ids import caller, claim_host_id
+from sandbox.limits import refuse
+from sandbox.plan import Command, Plan, Template, candidates
+from sandbox.process import Process
+from sandbox.runner import Environment, Order
+from sandbox.streams import Streams, close_all
+
+if TYPE_CHECKING:
+    from sandbox.rootfs import Tree
+
+_MAX_VARIANTS: Final = 16
+_MAX_TREES: Final = 8
+_PLAIN: Final = Variant()
+
+
+class _Ready:
+    """A compiled plan with all that a launch needs beside it."""
+
+    __slots__ = ("compiled", "template", "tree")
+
+    def __init__(self, compiled: Compiled, tree: "launch.Kept | None") -> None:
+        self.compiled = compiled
+        self.template = Template(compiled.plan)
+        self.tree = tree
+
+
+class _Cache:
+    """What was compiled of one Sandbox for one caller."""
+
+    __slots__ = ("env", "gid", "inside", "missing", "ready", "stamp", "uid", "who")
+
+    def __init__(self, spec: Spec, uid: int, gid: int, stamp: int) -> None:
+        self.uid, self.gid, self.stamp = uid, gid, stamp
+        self.missing = refuse(spec.limits)
+        self.who = caller(spec)
+        self.inside = inside_ids(spec, self.who)
+        self.env = Environment(dict(spec.env))
+        # How often a variant was launched, then what serves it from the second time on.
+        self.ready: dict[Variant, _Ready | None] = {}
+
+
+class _Trees:
+    """Root trees that were built once, as detached mounts; the least recently used is given up."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Tree, Caller], launch.Kept] = {}
+
+    def get(self, tree: "Tree", who: Caller) -> "launch.Kept | None":
+        """Return a tree's descriptor; None when this kernel cannot clone detached trees."""
+        with launch.kept_lock:
+            return self._get((tree, who))
+
+    def _get(self, key: "tuple[Tree, Caller]") -> "launch.Kept | None":
+        tree, who = key
+        kept = self._kept.pop(key, None)
+        if kept is None or not kept.valid():
+            ids = (
+                ("uid_map", f"{who.uid} {who.uid} 1\n".encode()),
+                ("gid_map", f"{who.gid} {who.gid} 1\n".encode()),
+            )
+            try:
+                (fd,) = launch.build(Template(compile_tree(tree, who)), Command(values=ids))
+            except SetupError:
+                # Before Linux 6.15; or a cause that the launch itself will meet and report.
+                return None
+            kept = launch.Kept(fd)
+            # A file system that is gone may leave its device number, too, to this one.
+            for other in self._kept.values():
+                if other.fd == fd:
+                    other.fd = -1
+        self._kept[key] = kept
+        while len(self._kept) > _MAX_TREES:
+            self._kept.pop(next(iter(self._kept))).close()
+        return kept
+
+
+_trees = _Trees()
+
+
+def _compiled(cache: _Cache, spec: Spec, variant: Variant) -> Compiled:
+    compiled = compile_plan(spec, cache.who, variant)
+    if not cache.missing:
+        return compiled
+    return compiled._replace(layers=compiled.layers._replace(missing=compiled.layers.missing + cache.missing))
+
+
+def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
+    """Compile a variant; the second launch of it builds the tree that all later ones clone."""
+    compiled = _compiled(cache, spec, variant)
+    if variant not in cache.ready:
+        if len(cache.ready) >= _MAX_VARIANTS:
+            cache.ready.clear()
+        # One launch alone does not pay for a tree that is kept.
+        cache.ready[variant] = None
+        return _Ready(compiled, None)
+    tree = _trees.get(compiled.tree, cache.who) if compiled.tree.nodes else None
+    if tree is not None:
+        compiled = _compiled(cache, spec, variant._replace(cached_tree=True))
+    ready = cache.ready[variant] = _Ready(compiled, tree)
+    return ready
+
+
+def _renumber(error: SetupError, made: Plan, shown: Plan) -> None:
+    """Give an error of a launch that cloned its tree the number that the step has in `plan()`, which builds it."""
+    if error.step:
+        failed = made.steps[error.step - 1]
+        for step in shown.steps:
+            if (step.segment, step.origin, str(step)) == (failed.segment, failed.origin, str(failed)):
+                error.step, error.steps = step.number, len(shown.steps)
+                return
+
+
+def _prepared(cache: _Cache, spec: Spec, variant: Variant) -> tuple[_Ready, int]:
+    """Return what serves a launch, with a copy of its tree's descriptor, -1 for none, for the caller to close."""
+    ready = cache.ready.get(variant)
+    while True:
+        if ready is None:
+            ready = _prepare(cache, spec, variant)
+        if ready.tree is None:
+            return ready, -1
+        tree = ready.tree.copy()
+        if tree is not None:
+            return ready, tree
+        ready = None  # given up, or closed by the caller: made again
+
+
+class Prepared(NamedTuple):
+    """All that a launch needs, for `launch.Setup`; `close` it when the payload has started or has not."""
+
+    cache: _Cache
+    variant: Variant
+    compiled: Compiled
+    template: Template
+    command: Command
+    slots: list[int]
+    ours: list[int]
+
+    def close(self) -> None:
+        """Close what was opened for this launch alone."""
+        close_all(self.ours)
+
+
+class Launcher:
+    """Launches what one `Sandbox` says; keeps what was compiled of it."""
+
+    __slots__ = ("_cache", "_spec")
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._cache: _Cache | None = None
+
+    def launch(self, order: Order, streams: Streams) -> Process[Any]:
+        """Launch, and return when the program has been executed.
+
+        Raises:
+            SetupError: A step failed; the payload has not run and nothing is left behind.
+        """
+        prepared = self.prepare(order, streams)
+        compiled = prepared.compiled
+        try:
+            process = launch.start(
+                prepared.template, prepared.command, order.args, prepared.slots, compiled.layers, compiled.listens
+            )
+        except SetupError as error:
+            self.failed(prepared, error)
+            raise
+        finally:
+            prepared.close()
+        if compiled.listens:
+            self._supervise(process, prepared.cache.who)
+        return process
+
+    def prepare(self, order: Order, streams: Streams) -> Prepared:
+        """Compile what is not compiled yet, and put together what differs from launch to launch."""
+        spec = self._spec
+        if not order.attended and not spec.observe and self._asks():
+            raise FilterError(
+                "this filter says Notify, and run() leaves nobody to answer: use popen() and its notifier"
+            )
+        cache = self._cache
+        uid, gid, stamp = os.geteuid(), os.getegid(), host.stamp()
+        if cache is None or cache.uid != uid or cache.gid != gid or cache.stamp != stamp:
+            cache = self._cache = _Cache(spec, uid, gid, stamp)
+        variables = cache.env if order.env is None else order.env
+        extra = order.fds
+        variant = Variant(tuple(extra), cwd=order.cwd) if extra or order.cwd is not None else _PLAIN
+        ready, tree = _prepared(cache, spec, variant)
+        ours = [tree] if tree >= 0 else []
+        try:
+            compiled, template = ready.compiled, ready.template
+            if order.plan is not None:
+                compiled, template = compile_plan(spec, cache.who, variant), Template(order.plan)
+            slots = [-1] * template.slots
+            slots[3:6] = streams.child
+            for number, slot in compiled.fd_slots.items():
+                slots[slot.number] = extra[number]
+            if compiled.tree_slot is not None:
+                slots[compiled.tree_slot.number] = tree
+            if cache.who.privileged and not spec.host_root:
+                uid, claimed = claim_host_id()
+                ours.append(claimed)
+                gid = uid
+                slots[2] = claimed
+                streams.give_pipes(uid, gid)
+        except BaseException:
+            close_all(ours)
+            raise
+        inside_uid, inside_gid = cache.inside
+        values = (
+            ("uid_map", b"%d %d 1\n" % (inside_uid, uid)),
+            ("gid_map", b"%d %d 1\n" % (inside_gid, gid)),
+            ("host_uid", uid),
+            ("host_gid", gid),
+        )
+        command = Command(order.argv, variables.encoded, candidates(order.program, variables.path), values)
+        return Prepared(cache, variant, compiled, template, command, slots, ours)
+
+    def failed(self, prepared: Prepared, error: SetupError) -> None:
+        """Look at an error of the launch: facts of the host may have changed since the plan was compiled."""
+        self._cache = None
+        if prepared.compiled.tree_slot is not None:
+            shown = compile_plan(self._spec, prepared.cache.who, prepared.variant).plan
+            _renumber(error, prepared.compiled.plan, shown)
+
+    def _asks(self) -> bool:
+        """Say whether the filter has questions for a supervisor."""
+        return not isinstance(self._spec.filter, str | None) and notifies(self._spec.filter.to_bytes())
+
+    def _supervise(self, process: Process[Any], who: Caller) -> None:
+        """Give a process the object that answers for its filter."""
+        listener, process.listener = process.listener, -1
+        if self._spec.observe:
+            from sandbox.denials import Denials
+
+            process.denials = Denials(listener, filter_of(self._spec, who))
+        else:
+            from sandbox.notify import Notifier
+
+            process.notifier = Notifier(listener)
