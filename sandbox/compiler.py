@@ -114,12 +114,14 @@ class Variant(NamedTuple):
         hold: Wait for release() before the program is executed.
         cwd: Instead of the sandbox's own.
         cached_tree: Clone a tree that was built before.
+        pty: A terminal of its own is the payload's input and output.
     """
 
     fds: tuple[int, ...] = ()
     hold: bool = False
     cwd: str | None = None
     cached_tree: bool = False
+    pty: bool = False
 
 
 class Layers(NamedTuple):
@@ -404,6 +406,13 @@ class _Compiler:
         program.call("setsid")
         # No key of the caller's; where keyctl is not to be had, no program inside has it either.
         program.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, 0, tolerate=(ENOSYS, EPERM))
+        numbers = {0: 3, 1: 4, 2: 5}
+        if self.variant.pty:
+            from sandbox.terminal import open_terminal
+
+            # Now, for the working directory still is the root, which paths are resolved in.
+            open_terminal(program, Slot(numbers[0], "stdin"))
+            numbers = dict.fromkeys(numbers, numbers[0])
         limits = resource_limits(spec.limits)
         # What follows needs descriptors: their number comes last.
         open_files = limits.pop("open_files", None)
@@ -420,7 +429,6 @@ class _Compiler:
             fd = program.call("openat2", k.AT_FDCWD, cwd, how, 24, name="cwd", retry=100)
             program.call("fchdir", fd)
         program.origin = "descriptors"
-        numbers = {0: 3, 1: 4, 2: 5}
         for number in self.variant.fds:
             slot = self.fd_slots[number] = program.slot(f"fd {number}")
             numbers[number] = slot.number

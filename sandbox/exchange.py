@@ -3,6 +3,7 @@
 Whoever drives an `Exchange` waits for its descriptors: with poll in here, with a loop's callbacks elsewhere.
 """
 
+import errno
 import os
 import select
 import time
@@ -83,7 +84,12 @@ class Exchange:
         return bool(self._input)
 
     def _drain(self, fd: int) -> bool:
-        data = os.read(fd, _CHUNK)
+        try:
+            data = os.read(fd, _CHUNK)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal whose other end nobody has open
+                raise
+            data = b""
         if data:
             self._chunks[fd].append(data)
         return bool(data)

@@ -122,6 +122,9 @@ _BY_CALL: dict[tuple[str, int], str] = {
 }
 
 
+_NO_PTY = frozenset({e.ENOENT, e.ENOTTY, e.ENOTDIR, e.EACCES, e.ENODEV, e.ENXIO, e.EISDIR, e.ELOOP, e.EXDEV, e.EROFS})
+
+
 def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "") -> str | None:
     """Return the hint for a failed step, or None.
 
@@ -137,6 +140,11 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         return _clone(number)
     if call == "execve":
         return _execve(str(args[0]), str(args[1]), number)
+    if origin == "pty":
+        if number == e.ENOSPC:
+            return "all pseudo-terminals of the host, or of its containers, are in use (kernel.pty.max, kernel.pty.nr)"
+        if number in _NO_PTY:
+            return "a terminal needs a devpts of the sandbox's own, which .dev() mounts at /dev/pts"
     if call == "openat" and number == e.ENOENT and origin == ".landlock()":
         return "the path of a rule must exist inside of the sandbox; best_effort=True leaves out what is missing"
     if call in {"fsmount", "fsconfig", "fsopen"} and number == e.EPERM and "proc" in origin:

@@ -19,7 +19,7 @@ from sandbox._native import ffi, lib
 from sandbox.compiler import Layers
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
-from sandbox.plan import SLOTS_OFFSET, Command, Template
+from sandbox.plan import SLOTS_OFFSET, TAG_TERMINAL, Command, Template
 from sandbox.process import Process
 from sandbox.records import R_ENDED, R_FAILED, R_FD, R_HELD, R_INIT, R_STARTED, Record, parse_identity, parse_record
 from sandbox.result import Enforced
@@ -249,6 +249,7 @@ class Setup:
         self.started = False
         self.ended: Record | None = None
         self.fds: list[int] = []
+        self.terminal = -1
 
     def begin(self, slots: list[int]) -> None:
         """Start stage 1; whatever happens here or later, abort() ends it."""
@@ -278,6 +279,8 @@ class Setup:
             self.started = True
         elif record.type == R_ENDED:
             self.ended = record
+        elif record.type == R_FD and record.value == TAG_TERMINAL and record.fds:
+            self.terminal = record.fds[0]
         elif record.type == R_FD:
             self.fds += record.fds
             if self._listens:
@@ -397,8 +400,8 @@ class Setup:
             os.close(self.init_pidfd)
         elif self._stage[1] > 0:
             self._reap_group()
-        close_all(self.fds)
-        self.init_pidfd = -1
+        close_all(self.fds if self.terminal < 0 else [*self.fds, self.terminal])
+        self.init_pidfd = self.terminal = -1
         self.fds = []
 
     def _drain(self) -> None:
@@ -486,6 +489,10 @@ def start(
     process.failed = setup.failed
     if listens:
         process.listener = setup.fds.pop()
+    if setup.terminal >= 0:
+        from sandbox.terminal import Terminal
+
+        process.terminal = Terminal(setup.terminal)
     if setup.ended is not None:
         process._take(setup.ended)
     return process

@@ -201,7 +201,8 @@ class Launcher:
             cache = self._cache = _Cache(spec, uid, gid, stamp)
         variables = cache.env if order.env is None else order.env
         extra = order.fds
-        variant = Variant(tuple(extra), cwd=order.cwd) if extra or order.cwd is not None else _PLAIN
+        plain = not extra and order.cwd is None and not order.pty
+        variant = _PLAIN if plain else Variant(tuple(extra), cwd=order.cwd, pty=bool(order.pty))
         ready, tree = _prepared(cache, spec, variant)
         ours = [tree] if tree >= 0 else []
         try:
@@ -224,11 +225,12 @@ class Launcher:
             close_all(ours)
             raise
         inside_uid, inside_gid = cache.inside
-        values = (
+        values: tuple[tuple[str, int | bytes], ...] = (
             ("uid_map", b"%d %d 1\n" % (inside_uid, uid)),
             ("gid_map", b"%d %d 1\n" % (inside_gid, gid)),
             ("host_uid", uid),
             ("host_gid", gid),
+            *order.pty,
         )
         command = Command(order.argv, variables.encoded, candidates(order.program, variables.path), values)
         return Prepared(cache, variant, compiled, template, command, slots, ours)

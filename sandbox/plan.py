@@ -43,6 +43,7 @@ OPERATIONS: Final = (
 )  # fmt: skip
 _NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
 
+TAG_TERMINAL: Final = 2  # of send_fd: enum tag of csrc/init/init.h
 SLOTS: Final = ("control", "lifeline", "claim", "stdin", "stdout", "stderr")
 MAX_SLOTS: Final = 256
 _MAGIC, _VERSION = 0x584F4253, 2
@@ -104,7 +105,7 @@ class Call(NamedTuple):
         skip: How many steps to leave out after a tolerated errno.
         equal: The result must be this.
         at_least: The result must be at least this.
-        store: Where the result is written as well: (structure, offset, width of 4 or 8).
+        store: Where the result is written as well: (structure, offset, width of 4 or 8), or the slot that it fills.
         retry: How often EINTR and EAGAIN are tried again.
         fault: An errno to pretend instead of making the call; 0: make it.
     """
@@ -118,7 +119,7 @@ class Call(NamedTuple):
     skip: int = 0
     equal: int | None = None
     at_least: int | None = None
-    store: tuple[Data, int, int] | None = None
+    store: tuple[Data, int, int] | Slot | None = None
     retry: int = 0
     fault: int = 0
 
@@ -201,7 +202,7 @@ class Program:
         skip: int = 0,
         equal: int | None = None,
         at_least: int | None = None,
-        store: tuple[Data, int, int] | None = None,
+        store: tuple[Data, int, int] | Slot | None = None,
         retry: int = 0,
     ) -> Ref:
         """Add one step to the current segment, for the current origin; return its result."""
@@ -431,7 +432,9 @@ class Template:
                     self._late.append((at // 8 + i, arg.name))
                     kinds[i] = _DATA if arg.pointer else _VALUE
         store, width = 0, 0
-        if call.store is not None:
+        if isinstance(call.store, Slot):
+            store, width = SLOTS_OFFSET + 4 * call.store.number, 4
+        elif call.store is not None:
             data, offset, width = call.store
             store = self._place_data(data) + offset
         expectation, expect = _ANY, 0

@@ -1,6 +1,8 @@
 """`Process`: what runs, on pidfds, with the interface of `subprocess.Popen`."""
 
 import errno
+import fcntl
+import io
 import os
 import select
 import signal
@@ -32,6 +34,7 @@ from sandbox.streams import close_all
 if TYPE_CHECKING:
     from sandbox.denials import Denials
     from sandbox.notify import Notifier
+    from sandbox.terminal import Terminal
 
 _SIGKILL_AFTER: Final = 0.1
 
@@ -56,11 +59,12 @@ class Process(Generic[AnyStr]):
         init_pidfd: Its pidfd, owned by this object.
         enforced: What was read back before the program was executed.
         returncode: None while it runs; -N for signal N.
-        stdin: The caller's end of a pipe, or None.
+        stdin: The caller's end of a pipe, or of the terminal; or None.
         stdout: Likewise.
         stderr: Likewise.
         denials: What the filter refuses, as it happens, with `observe()`.
         notifier: The calls that wait for an answer, with a filter that says Notify.
+        terminal: The caller's end of the terminal, with `pty`: both `stdin` and `stdout` write to it and read from it.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Process(Generic[AnyStr]):
         self.stderr: IO[AnyStr] | None = None
         self.notifier: Notifier | None = None
         self.denials: Denials | None = None
+        self.terminal: Terminal | None = None
         self._all_denied = False  # no process has the filter any more
         self.listener = -1
         self.reaped = False
@@ -275,12 +280,44 @@ class Process(Generic[AnyStr]):
             TimeoutExpired: It still runs; nothing was killed.
         """
         data = input.encode() if isinstance(input, str) else input
+        if self.terminal is not None:
+            return self._converse(self.terminal, data, timeout)
         exchange = Exchange(self.stdin, self.stdout, self.stderr, data)
         if not self._exchange(exchange, deadline_of(timeout)):
             raise TimeoutExpired(self.args, cast(float, timeout), *exchange.output())
         out, err = exchange.output()
         self.close_streams()
         return decoded(out, self._decode), decoded(err, self._decode)
+
+    def _converse(self, terminal: "Terminal", data: Any, timeout: float | None) -> tuple[AnyStr | None, None]:
+        """Type input and the character that ends it, and read until the end."""
+        from sandbox.terminal import end_of_input
+
+        data = bytes(data or b"")
+        # A descriptor of its own for what is typed: its end is no end of the terminal.
+        typed = io.FileIO(fcntl.fcntl(terminal.fileno(), fcntl.F_DUPFD_CLOEXEC, 3), "w")
+        try:
+            exchange = Exchange(typed, terminal, None, data + end_of_input(terminal.fileno(), data))
+            if not self._exchange(exchange, deadline_of(timeout)):
+                raise TimeoutExpired(self.args, cast(float, timeout), *exchange.output())
+            out, _ = exchange.output()
+        finally:
+            typed.close()
+            os.set_blocking(terminal.fileno(), True)
+        self.close_streams()
+        return decoded(out, self._decode), None
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the terminal another size; what runs in its foreground gets SIGWINCH.
+
+        Raises:
+            ValueError: There is no terminal, or a number is not between 1 and 65535.
+        """
+        if self.terminal is None:
+            raise ValueError("this process has no terminal: start it with popen(..., pty=True)")
+        from sandbox.terminal import resize
+
+        resize(self.terminal.fileno(), rows, columns)
 
     def _exchange(self, exchange: Exchange, deadline: float | None) -> bool:
         """Feed and drain until the end; False when the deadline passes first."""

@@ -44,6 +44,8 @@ class RunOptions(LaunchOptions, total=False):
 class PopenOptions(LaunchOptions, total=False):
     """What `popen` takes besides text."""
 
+    pty: bool | tuple[int, int]
+
 
 def words_of(args: Args, executable: StrOrBytesPath | None = None) -> tuple[tuple[bytes, ...], bytes]:
     """Encode a command; return its words and the program to execute.
@@ -89,6 +91,7 @@ class Order(NamedTuple):
         fds: Numbers inside beyond 0, 1 and 2, with the caller's descriptors, in ascending order.
         attended: The caller gets the process, and can answer for its filter.
         plan: Instead of the compiled one: with a fault in it, or a barrier.
+        pty: What the steps that make a terminal need; nothing: no terminal.
     """
 
     args: Args
@@ -99,6 +102,7 @@ class Order(NamedTuple):
     fds: Mapping[int, int] = {}  # read only
     attended: bool = True
     plan: Plan | None = None
+    pty: tuple[tuple[str, bytes], ...] = ()
 
 
 def order_of(
@@ -111,6 +115,7 @@ def order_of(
     fds: Mapping[int, Fd] = {},  # read only
     attended: bool = True,
     plan: Plan | None = None,
+    pty: bool | tuple[int, int] = False,
 ) -> Order:
     """Check what a launch was given.
 
@@ -124,6 +129,11 @@ def order_of(
         inside_cwd = os.fsdecode(cwd)
         if not inside_cwd.startswith("/"):
             raise ValueError(f"cwd must be an absolute path inside, got {cwd!r}")
+    values: tuple[tuple[str, bytes], ...] = ()
+    if pty is not False:
+        from sandbox.terminal import values_of
+
+        values = values_of(pty)
     return Order(
         args,
         argv,
@@ -133,6 +143,7 @@ def order_of(
         extra_fds(pass_fds, fds) if pass_fds or fds else {},
         attended,
         plan,
+        values,
     )
 
 
@@ -271,8 +282,15 @@ class Runner:
             check_stream(name, stream)
         streams = Streams()
         try:
-            for name, stream in given.items():
-                streams.add(name, stream)
+            if order.pty:
+                if (stdin, stdout, stderr) != (DEVNULL, None, None):
+                    raise ValueError(
+                        "stdin, stdout and stderr arguments may not be used with pty: all are the terminal"
+                    )
+                streams.child = [-1, -1, -1]
+            else:
+                for name, stream in given.items():
+                    streams.add(name, stream)
             if stdout is None and sys.stdout is not None:
                 sys.stdout.flush()
             process = self._launch(order, streams)
@@ -287,6 +305,10 @@ class Runner:
                 size = bufsize if bufsize > 1 else io.DEFAULT_BUFFER_SIZE
                 file = io.BufferedWriter(file, size) if name == "stdin" else io.BufferedReader(file, size)
             setattr(process, name, file if text is None else text(file))
+        if process.terminal is not None:
+            process.stdin = process.terminal if text is None else text(process.terminal)
+            # A text of its own for what is read: writing to one takes back what it has half decoded.
+            process.stdout = process.terminal if text is None else text(process.terminal)
         return process
 
     @overload
@@ -346,7 +368,9 @@ class Runner:
             stdin: A descriptor, a file, PIPE, DEVNULL (the default) or None: the caller's.
             stdout: Likewise; the caller's when left out.
             stderr: Likewise, or STDOUT.
-            **options: env, cwd, executable, pass_fds, fds as in `run`.
+            **options: env, cwd, executable, pass_fds, fds as in `run`. pty: the command has a terminal of its own, of
+                24 rows and 80 columns or (rows, columns); `stdin` and `stdout` are the caller's end of it, unbuffered,
+                and closing that hangs up.
 
         Raises:
             SetupError: It could not be launched; the payload never ran, and nothing is left.
@@ -360,7 +384,7 @@ class Runner:
                     encoding=encoding,
                     errors=errors,
                     line_buffering=bufsize == 1,
-                    write_through=bufsize == 0,
+                    write_through=bufsize == 0 or isinstance(file, io.FileIO),
                 )
 
             if bufsize == 0:
@@ -371,4 +395,4 @@ class Runner:
         return process
 
 
-_OPTIONS = frozenset({"env", "cwd", "executable", "pass_fds", "fds"})
+_OPTIONS = frozenset({"env", "cwd", "executable", "pass_fds", "fds", "pty"})

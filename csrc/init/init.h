@@ -28,7 +28,7 @@ struct shared {
     struct record failure;
     struct identity identity;
 };
-enum { TAG_LISTENER = 1 };
+enum tag { TAG_LISTENER = 1, TAG_TERMINAL };
 enum { PAYLOAD_HELD = 1, PAYLOAD_EXECS, PAYLOAD_FAILED };
 extern struct shared *shared;
 extern int sync_fd; /* the payload's end of the socket pair with PID 1; closes on exec */

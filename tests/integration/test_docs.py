@@ -13,7 +13,8 @@ import pytest
 pytestmark = [pytest.mark.needs_userns, pytest.mark.needs_landlock(3), pytest.mark.needs_kernel(6, 11)]
 
 PAGES = {
-    name: (Path(harness.REPOSITORY) / "docs" / name).read_text() for name in ("filters.md", "landlock.md", "notify.md")
+    name: (Path(harness.REPOSITORY) / "docs" / name).read_text()
+    for name in ("filters.md", "landlock.md", "notify.md", "terminal.md")
 }
 PROGRAMS = [
     (page, *found)
