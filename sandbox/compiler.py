@@ -204,6 +204,9 @@ class _Compiler:
         self.layout: Layout = sort(entries_of(spec, caller))
         self.uid, self.gid = inside_ids(spec, caller)
         self.new_user = "user" in spec.new_namespaces
+        # Made by stage 1, in the user namespace of the sandbox, and joined by PID 1.
+        self.new_net_beside = self.new_user and "net" in spec.new_namespaces
+        self.network = self.program.promise("network")
         if spec.keep and not self.new_user:
             raise ValueError('capabilities() counts in a user namespace of the sandbox: leave out share("user")')
         self.tree_slot: Slot | None = None
@@ -256,7 +259,7 @@ class _Compiler:
         program.origin = "namespaces"
         flags = k.CLONE_NEWNS
         for name in ("user", "pid", "net", "ipc", "uts", "cgroup"):
-            if name in self.spec.new_namespaces:
+            if name in self.spec.new_namespaces and not (name == "net" and self.new_net_beside):
                 flags = flags | k.NAMESPACE_FLAGS[name]
         init = program.call("clone", flags, -1, name="init")
         if self.new_user:
@@ -267,12 +270,24 @@ class _Compiler:
             status = program.data(bytes(120), "status")
             program.call("fstatfs", self.proc, status)
             program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
+            if self.new_net_beside:
+                pidfd = program.call("pidfd_open", init, 0, name="init_pidfd")
             if not self.caller.privileged:
                 program.call("write_proc", self.proc, init, "setgroups", "deny\n", 5)
             for name in ("uid_map", "gid_map"):
                 program.call("write_proc", self.proc, init, name, Late(name, pointer=True), Late(name + ".size"))
+        if self.new_net_beside:
+            # The dearest namespace by far: it is made while PID 1 mounts.
+            program.origin = "network"
+            # First, for soon PID 1 is not dumpable, and nobody may enter what is its own.
+            program.call("setns", pidfd, k.CLONE_NEWUSER)
+            program.call("release", k.RELEASE_IDS)
+            program.call("unshare", k.CLONE_NEWNET)
+            program.call("openat", self.proc, "self/ns/net", k.O_CLOEXEC, 0, result=self.network)
+            program.call("release", k.RELEASE_NETWORK)
+            self._loopback()
         program.origin = "namespaces"
-        program.call("release")
+        program.call("release", k.RELEASE_ALL)
 
     # ── PID 1 ──
 
@@ -283,7 +298,7 @@ class _Compiler:
         program.origin = "capabilities"
         program.call("drop_bounding_set", (_CAP_SETFCAP if self.uid == 0 else 0) if self.nested else self.spec.keep)
         program.origin = "namespaces"
-        program.call("await_release")
+        program.call("await_release", k.RELEASE_IDS)
         if self.caller.privileged:
             program.origin = "user"
             # The capabilities outlast the uid, in force: what follows needs them, and its end gives them up.
@@ -310,6 +325,12 @@ class _Compiler:
             # Children enter it, PID 1 does not: the payload is one.
             program.origin = "namespaces"
             program.call("unshare", k.CLONE_NEWTIME)
+        wait = not (self.variant.hold or self.nested)
+        if self.new_net_beside:
+            program.origin = "network"
+            # Its loopback comes up while the payload is cloned, unless that does not share the memory that tells.
+            program.call("await_release", k.RELEASE_NETWORK if wait else k.RELEASE_ALL)
+            program.call("setns", self.network, k.CLONE_NEWNET)
         if self.nested:
             # Since Linux 5.12 a map of uid 0 wants that who made the namespace had CAP_SETFCAP.
             self._privileges(_CAP_SETFCAP if self.uid == 0 else 0, 0)
@@ -318,7 +339,6 @@ class _Compiler:
         program.origin = "payload"
         program.call("check_lifeline")
         # A payload that shares PID 1's memory until it executes cannot have a user namespace of its own.
-        wait = not (self.variant.hold or self.nested)
         # Who is held or asks has to be heard of before; otherwise one word at the end wakes the caller once.
         program.call("fork_payload", int(wait), int(not wait or self.listens))
 
@@ -352,7 +372,12 @@ class _Compiler:
             if spec.domainname is not None:
                 program.origin = f".domainname({spec.domainname!r})".replace("'", '"')
                 program.call("setdomainname", spec.domainname, len(spec.domainname.encode()))
-        if "net" in spec.new_namespaces and spec.loopback:
+        if not self.new_net_beside:
+            self._loopback()
+
+    def _loopback(self) -> None:
+        program = self.program
+        if "net" in self.spec.new_namespaces and self.spec.loopback:
             program.origin = "network"
             fd = program.call("socket", k.AF_INET, k.SOCK_DGRAM_CLOEXEC, 0, name="socket")
             request = program.data(pack("<16sH22x", b"lo", 0x41), '{"lo", IFF_UP|IFF_RUNNING}')
@@ -435,6 +460,9 @@ class _Compiler:
         pairs = b"".join(pack("<2I", number, slot) for number, slot in numbers.items())
         program.call("place_fds", program.data(pairs, f"{{{', '.join(map(str, numbers))}}}"), len(numbers))
         self._verify()
+        if self.new_net_beside and not (self.variant.hold or self.nested):
+            program.origin = "network"
+            program.call("await_release", k.RELEASE_ALL)
         if self.rulesets:
             from sandbox.restrictions import restrict_self
 
@@ -571,9 +599,9 @@ def compile_tree(tree: Tree, caller: Caller) -> Plan:
         program.call("write_proc", proc, init, "setgroups", "deny\n", 5)
         for name in ("uid_map", "gid_map"):
             program.call("write_proc", proc, init, name, Late(name, pointer=True), Late(name + ".size"))
-    program.call("release")
+    program.call("release", k.RELEASE_ALL)
     program.segment = "init"
-    program.call("await_release")
+    program.call("await_release", k.RELEASE_ALL)
     private = mount_attributes(program, k.NONE, private=True)
     program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
     root = Writer(program, "init").tree(tree, attach=False)

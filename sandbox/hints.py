@@ -118,7 +118,7 @@ _BY_CALL: dict[tuple[str, int], str] = {
     ("seccomp_listen", e.EINVAL): "observe(), and filters that say Notify, need Linux 5.19",
     ("landlock_restrict_self", e.E2BIG): "the kernel stacks 16 layers of Landlock, and the caller's own count, too",
     ("check_lifeline", e.EPIPE): "the process that launched ended meanwhile",
-    ("await_release", e.EPIPE): "stage 1 was killed from outside before it had written the id maps",
+    ("await_release", e.EPIPE): "stage 1 was killed from outside before its work was done",
 }
 
 
@@ -137,6 +137,8 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
     if call == "clone":
         if number == e.EPERM and "CLONE_NEWUSER" not in repr(args[0]):
             return 'without a user namespace of its own, only root can make a sandbox; leave out share("user")'
+        return _clone(number)
+    if call == "unshare" and origin == "network":
         return _clone(number)
     if call == "execve":
         return _execve(str(args[0]), str(args[1]), number)

@@ -33,7 +33,7 @@ CALLS: Final = (
     "mount_setattr", "openat2", "close_range", "unshare", "setns", "sethostname", "setdomainname", "socket",
     "setsid", "setpgid", "setgroups", "setresuid", "setresgid", "prctl", "capset", "keyctl", "prlimit64", "seccomp",
     "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "sched_setaffinity", "setpriority",
-    "rt_sigprocmask", "dup", "getpid",
+    "rt_sigprocmask", "dup", "getpid", "pidfd_open",
 )  # fmt: skip
 # Operations that straight-line calls cannot express: enum native of csrc/init/plan.h.
 OPERATIONS: Final = (
@@ -204,12 +204,19 @@ class Program:
         at_least: int | None = None,
         store: tuple[Data, int, int] | Slot | None = None,
         retry: int = 0,
+        result: Ref | None = None,
     ) -> Ref:
-        """Add one step to the current segment, for the current origin; return its result."""
-        self._keys += 1
+        """Add one step to the current segment, for the current origin; return its result, or keep a promise of it."""
+        if result is None:
+            result = self.promise(name)
         self.segments[self.segment].append(
-            Call(self._keys, call, args, self.origin, name, tolerate, skip, equal, at_least, store, retry)
+            Call(result.key, call, args, self.origin, result.name, tolerate, skip, equal, at_least, store, retry)
         )
+        return result
+
+    def promise(self, name: str) -> Ref:
+        """Name the result of a step that is written later and made earlier, by another process."""
+        self._keys += 1
         return Ref(self._keys, name)
 
     def data(self, content: bytes, show: str, pointers: tuple[tuple[int, Data], ...] = ()) -> Data:

@@ -1,14 +1,15 @@
 /*
  * init: runs a plan in fresh processes.
  *
- * Stage 1 starts in the namespaces of the launcher, makes PID 1 in new ones, writes its id maps and ends. PID
+ * Stage 1 starts in the namespaces of the launcher, makes PID 1 in new ones, writes its id maps, makes the
+ * network namespace, which takes longest, while PID 1 is at work, and ends. They share memory until then. PID
  * 1 sets the sandbox up, gives up every privilege, forks the payload and then waits in one loop: for the end
  * of its children, for requests of the launcher, and for the launcher's own end. The payload process applies
  * what is last and executes the program.
  *
  * Facts that shape it:
  * - mm->user_ns is the namespace of the exec: stage 1 is executed in the caller's, so that a payload with
- * every capability in its own namespace cannot trace PID 1, which is a copy of stage 1.
+ * every capability in its own namespace cannot trace PID 1, which shares that memory.
  * - PID 1 of a pid namespace gets no signal from inside for which it has no handler, and SIGKILL never.
  * - When PID 1 ends, the kernel kills all that is left in the namespace, but then nobody counts its usage:
  *   so PID 1 kills and reaps first.
@@ -22,24 +23,25 @@
 #define SIG_SETMASK 2
 #define SFD_CLOEXEC 02000000
 #define SFD_NONBLOCK 04000
-#define CLONE_INTO_CGROUP 0x200000000ULL
 #define PR_SET_NAME 15
 #define PR_SET_CHILD_SUBREAPER 36
 #define AT_FDCWD (-100)
 #define CLOCK_MONOTONIC 1
+#define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
 
 /* Nothing here has a first value but 0: a page of data would be one more for every sandbox. enter() sets
  * them. */
 struct payload payloads[MAX_PAYLOADS];
 struct shared own_shared;
-enum segment role;
 struct plan *plan;
 struct shared *shared;
 int sync_fd;
 
 int control, lifeline, children_fd;
 static int claim;
-static int gate[2];
+static uint32_t alive;    /* how far stage 1 is; the kernel clears it and wakes who waits when stage 1 ends */
+static uint32_t released; /* the same, and stays */
 static long init_pid;
 int introduced;
 volatile int signals_reset;
@@ -118,70 +120,67 @@ static char init_stack[16 * KIB] __attribute__((aligned(16)));
 
 static void init_starts(void)
 {
-    role = INIT;
-    reset_signals();            /* exec keeps what the caller ignores */
-    call1(__NR_close, gate[1]); /* the number stays: stage 1 reads it in the same memory */
     run_segment(INIT);
     be_init();
 }
 
+/*
+ * Memory and descriptors are shared until stage 1 ends: what it opens, PID 1 has. So the end of stage 1
+ * closes nothing that PID 1 could notice, and a word in the memory tells of it.
+ */
 long start_init(unsigned long flags, int cgroup)
 {
-    long pid = call2(__NR_pipe2, gate, O_CLOEXEC);
-
-    if (pid < 0)
-        return pid;
-    flags |= CLONE_PARENT;
-    if (cgroup >= 0) {
-        /* struct clone_args: only clone3 can put the child into a control group; this one is a fork. */
-        uint64_t arguments[11] = {flags | CLONE_INTO_CGROUP};
-        arguments[10] = (uint64_t)cgroup;
-        pid = call2(__NR_clone3, arguments, sizeof arguments);
-        if (pid == 0)
-            init_starts();
-    } else {
-        pid = clone_on(flags | CLONE_VM | CLONE_SIGHAND, 0, init_stack + sizeof init_stack, init_starts);
-    }
-    return init_pid = pid;
+    flags |= CLONE_PARENT | CLONE_VM | CLONE_SIGHAND | CLONE_FILES;
+    alive = WORKING;
+    call1(__NR_set_tid_address, &alive);
+    if (cgroup >= 0)
+        init_pid = clone_into(flags, cgroup, init_stack, sizeof init_stack, init_starts);
+    else
+        init_pid = clone_on(flags, 0, init_stack + sizeof init_stack, init_starts);
+    return init_pid;
 }
 
-/*
- * The last thing that stage 1 does. From here on the memory is PID 1's, which unmaps the plan: nothing of the
- * plan is read any more.
- */
-long release(void)
+/* Stage 1 is so far. With the last word it ends: from then on the plan is PID 1's alone, which unmaps it. */
+long release(uint32_t progress)
 {
-    long error = call3(__NR_write, gate[1], "", 1);
-
-    if (error < 0)
-        return error;
-    /* PID 1 has the same table of dispositions, and more to do. */
-    reset_signals();
-    signals_reset = 1;
-    quit(0);
+    if (progress < RELEASE_IDS || progress > RELEASE_ALL)
+        return -E_INVAL;
+    if (progress == RELEASE_ALL) {
+        /* PID 1 has the same table of dispositions, and more to do. */
+        reset_signals();
+        signals_reset = 1;
+    }
+    __atomic_store_n(&released, progress, __ATOMIC_RELEASE);
+    __atomic_store_n(&alive, progress, __ATOMIC_RELEASE);
+    call3(__NR_futex, &alive, FUTEX_WAKE, 1);
+    if (progress == RELEASE_ALL)
+        quit(0);
+    return 0;
 }
 
 /* ------------------------------------------------------------------- PID 1 */
 
-long await_release(void)
+/* Without a pid namespace of its own: orphans must come back to PID 1, and be found. */
+static long adopt(void)
 {
-    char byte;
-    long got;
+    call5(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    /* While /proc is the host's. */
+    children_fd = (int)call4(__NR_openat, AT_FDCWD, "/proc/thread-self/children", O_CLOEXEC, 0);
+    return children_fd < 0 ? children_fd : 0;
+}
 
-    do
-        got = call3(__NR_read, gate[0], &byte, 1);
-    while (got == -E_INTR);
-    close_fd(&gate[0]);
-    if (got == 1 && call0(__NR_getpid) != 1) {
-        /* The host's pid namespace: orphans must come back here, and be found. Asked for while /proc is the
-         * host's. */
-        call5(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-        children_fd = (int)call4(__NR_openat, AT_FDCWD, "/proc/thread-self/children", O_CLOEXEC, 0);
-        if (children_fd < 0)
-            return children_fd;
+/* Wait until stage 1 is so far: 0, or -E_PIPE when it ended before. */
+long await_release(uint32_t progress)
+{
+    for (;;) {
+        uint32_t seen = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&released, __ATOMIC_ACQUIRE) >= progress)
+            break;
+        if (!seen)
+            return -E_PIPE;
+        call4(__NR_futex, &alive, FUTEX_WAIT, seen, 0);
     }
-    /* End of file: stage 1 died before it had written the id maps. */
-    return got == 1 ? 0 : got < 0 ? got : -E_PIPE;
+    return progress == RELEASE_IDS && call0(__NR_getpid) != 1 ? adopt() : 0;
 }
 
 struct pollfd {
@@ -273,6 +272,7 @@ static _Noreturn void be_init(void)
 {
     int keep[] = {control, lifeline, claim, children_fd, payloads[0].sync};
 
+    (void)await_release(RELEASE_ALL); /* stage 1 reads the plan until then */
     unmap_plan(plan);
     drop_capabilities();
     if (!payloads[0].pid || close_except(keep, 5) < 0)

@@ -13,11 +13,10 @@
 #define CLONE_PARENT 0x00008000UL
 #define CLONE_PIDFD 0x00001000UL
 #define CLONE_VM 0x00000100UL
+#define CLONE_FILES 0x00000400UL
 #define CLONE_SIGHAND 0x00000800UL
 #define CLONE_VFORK 0x00004000UL
 
-/* Which of the three processes this one is. */
-extern enum segment role;
 extern struct plan *plan;
 
 /* The mapping that a payload shares with PID 1: how far it got, also when seccomp forbids it to write. */
@@ -53,7 +52,7 @@ extern struct shared own_shared; /* of a payload that shares our memory anyway *
 int map_plan(int fd, struct plan **mapped);
 void unmap_plan(struct plan *mapped);
 void run_segment(enum segment which);
-_Noreturn void fail(int step, int error, const char *text);
+_Noreturn void fail(enum segment which, int step, int error, const char *text);
 
 /* channel.c */
 int send_record(int channel, struct record *record, const int *fds, int count);
@@ -64,8 +63,8 @@ void tell(struct record *record, const int *fds, int count);
 /* init.c */
 _Noreturn void quit(int status);
 long start_init(unsigned long flags, int cgroup);
-long release(void);
-long await_release(void);
+long release(uint32_t progress);
+long await_release(uint32_t progress);
 long check_lifeline(void);
 long reset_signals(void);
 int64_t now(void);

@@ -37,9 +37,9 @@ void forget_stack(void)
 
 static void payload_starts(void)
 {
-    role = PAYLOAD;
     run_segment(PAYLOAD);
-    fail((int)(plan->first[PAYLOAD] + plan->count[PAYLOAD]), E_PROTO, "the plan ends without an execve");
+    fail(PAYLOAD, (int)(plan->first[PAYLOAD] + plan->count[PAYLOAD]), E_PROTO,
+         "the plan ends without an execve");
 }
 
 /*
@@ -79,7 +79,6 @@ long spawn(int wait, int early)
     if (wait) {
         pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, payload_stack + sizeof payload_stack,
                        payload_starts);
-        role = INIT; /* what the payload wrote, we read */
     } else {
         pid = call5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
         if (pid == 0)

@@ -28,8 +28,8 @@ enum expectation { ANY, EQUAL, AT_LEAST };
 enum native {
     OP_CLONE = NATIVE, /* (flags, cgroup fd or -1): PID 1 starts with the next segment; result: its pid */
     OP_WRITE_PROC,     /* (proc fd, pid, name, text, size): write /proc/PID/NAME */
-    OP_RELEASE,        /* (): let PID 1 go on, and end */
-    OP_AWAIT,          /* (): wait for OP_RELEASE; a broken handshake fails */
+    OP_RELEASE,        /* (progress): tell how far stage 1 is; RELEASE_ALL ends it */
+    OP_AWAIT,          /* (progress): wait until stage 1 is so far; fails when it ended before */
     OP_CHECK,          /* (address, width, expected, errno): fail unless the memory holds the value */
     OP_DROP_BOUNDING,  /* (mask of capabilities to keep): drop all others from the bounding set */
     OP_LIFELINE,       /* (): fail when the launcher is gone already */
@@ -76,6 +76,9 @@ struct plan {
 
 /* Slots that init itself uses; PID 1 keeps the first three for its whole life. */
 enum { SLOT_CONTROL, SLOT_LIFELINE, SLOT_CLAIM, SLOT_STDIN, SLOT_STDOUT, SLOT_STDERR, SLOT_FREE };
+
+/* How far stage 1 is. */
+enum { WORKING = 1, RELEASE_IDS, RELEASE_NETWORK, RELEASE_ALL };
 
 /* plan.flags */
 enum { OWN_GROUP = 1 }; /* stage 1 starts a process group: the launcher finds PID 1 by it, whatever happens */

@@ -281,9 +281,9 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
         return memory && data(a[2], 1) ? write_proc((int)a[0], a[1], (const char *)a[2], memory, a[4])
                                        : -E_FAULT;
     case OP_RELEASE:
-        return release();
+        return release((uint32_t)a[0]);
     case OP_AWAIT:
-        return await_release();
+        return await_release((uint32_t)a[0]);
     case OP_CHECK:
         memory = data(a[0], 8);
         return memory ? check_memory(memory, a[1], a[2], (long)a[3]) : -E_FAULT;
@@ -372,13 +372,13 @@ static long run_step(struct step *s, char *text)
     return result;
 }
 
-_Noreturn void fail(int step, int error, const char *text)
+_Noreturn void fail(enum segment which, int step, int error, const char *text)
 {
     struct record record = {.type = R_FAILED, .step = step, .error = error};
 
     for (int i = 0; i < 250 && text[i]; i++)
         record.body.text[i] = text[i];
-    if (role == PAYLOAD) {
+    if (which == PAYLOAD) {
         shared->failure = record;
         shared->stage = PAYLOAD_FAILED;
     } else {
@@ -400,13 +400,13 @@ void run_segment(enum segment which)
         s->result = result;
         if (result < 0) {
             if (s->tolerate[0] != -result && s->tolerate[1] != -result)
-                fail((int)i, (int)-result, text);
+                fail(which, (int)i, (int)-result, text);
             i += s->skip;
             continue;
         }
         if ((s->expectation == EQUAL && result != s->expect) ||
             (s->expectation == AT_LEAST && result < s->expect))
-            fail((int)i, E_PROTO, "the call returned less than was expected of it");
+            fail(which, (int)i, E_PROTO, "the call returned less than was expected of it");
         if (s->store)
             memcpy((char *)plan + s->store, &s->result, s->store_width);
     }

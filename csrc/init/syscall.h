@@ -143,6 +143,80 @@ static inline long clone_on(unsigned long flags, int *pidfd, void *stack_end, vo
 }
 #endif
 
+/*
+ * The same into a control group, which only clone3 can do.
+ */
+struct clone_arguments {
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size,
+        cgroup;
+};
+#define CLONE_INTO_CGROUP 0x200000000ULL
+
+#if defined(__x86_64__)
+static inline long clone3_on(const struct clone_arguments *arguments, void (*start)(void))
+{
+    long result;
+    register void (*r9)(void) __asm__("r9") = start;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "call *%%r9\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "0"((long)__NR_clone3), "D"(arguments), "S"(sizeof *arguments), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+#elif defined(__aarch64__)
+static inline long clone3_on(const struct clone_arguments *arguments, void (*start)(void))
+{
+    register long x8 __asm__("x8") = __NR_clone3;
+    register long x0 __asm__("x0") = (long)arguments;
+    register long x1 __asm__("x1") = sizeof *arguments;
+    register void (*x5)(void) __asm__("x5") = start;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "blr x5\n\t"
+                     "brk #0\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x5)
+                     : "memory");
+    return x0;
+}
+#else
+static inline long clone3_on(const struct clone_arguments *arguments, void (*start)(void))
+{
+    register long a7 __asm__("a7") = __NR_clone3;
+    register long a0 __asm__("a0") = (long)arguments;
+    register long a1 __asm__("a1") = sizeof *arguments;
+    register void (*a5)(void) __asm__("a5") = start;
+    __asm__ volatile("ecall\n\t"
+                     "bnez a0, 1f\n\t"
+                     "jalr a5\n\t"
+                     "ebreak\n"
+                     "1:"
+                     : "+r"(a0)
+                     : "r"(a7), "r"(a1), "r"(a5)
+                     : "memory");
+    return a0;
+}
+#endif
+
+static inline long clone_into(unsigned long flags, int cgroup, void *stack, unsigned long size,
+                              void (*start)(void))
+{
+    const struct clone_arguments arguments = {.flags = flags | CLONE_INTO_CGROUP,
+                                              .stack = (uint64_t)(uintptr_t)stack,
+                                              .stack_size = size,
+                                              .cgroup = (uint64_t)cgroup};
+
+    return clone3_on(&arguments, start);
+}
+
 /* errno values that init itself uses; the kernel's own pass through as numbers. */
 enum {
     E_PERM = 1,
