@@ -926,7 +926,10 @@ def test_sandboxes_beyond_the_kept_trees_each_have_their_own():
 
 
 def test_pid_is_the_payloads_as_the_host_sees_it_until_it_has_ended():
-    with Sandbox().popen(["cat"], stdin=PIPE, stdout=PIPE) as running:
+    with Sandbox().popen(["cat"], stdin=PIPE, stdout=PIPE, bufsize=0) as running:
+        # The kernel gives the name a moment after execve can no longer fail: when the program answers, it has it.
+        running.stdin.write(b"?")
+        assert b"?" == running.stdout.read(1)
         with open(f"/proc/{running.pid}/comm") as stream:
             assert "cat\n" == stream.read()
         running.stdin.close()
