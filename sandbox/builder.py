@@ -32,8 +32,8 @@ from sandbox.kernel import (
     MOUNT_ATTR_RDONLY,
     NONE,
 )
-from sandbox.launcher import Launcher
-from sandbox.limits import merged
+from sandbox.launcher import Launcher, in_groups
+from sandbox.limits import asks_group, merged
 from sandbox.plan import Command, Plan, candidates
 from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
 from sandbox.runner import Args, Environment, Order, Runner, words_of
@@ -532,12 +532,13 @@ class Sandbox(Runner):
         """Limit what the command may use. Calls merge: what is left out stays as it was, None takes a limit away.
 
         Args:
-            memory: Bytes of all processes together.
-            swap: Bytes of swap beyond that.
+            memory: Bytes of all processes together, files in memory included; beyond it the kernel kills.
+            swap: Bytes of swap beyond `memory`; 0 unless said.
             pids: Most processes and threads at a time.
             cpus: Most processors' worth of time, 1.5 for example.
             cpuset: Numbers of the processors to run on.
-            io: Rates of block I/O.
+            io: Rates of disks, a second: bytes by "read" and "write", requests by "read_ops" and "write_ops"; of all
+                disks, or of one, as in {"write:/dev/sda": "10M"}.
             wall_time: Seconds that the program may run; then everything inside is killed.
             cpu_time: Seconds of CPU that one process may use, rounded up to whole ones.
             open_files: Most open descriptors of one process.
@@ -600,7 +601,8 @@ class Sandbox(Runner):
             args: The command.
         """
         who: Caller = caller(self._spec)
-        compiled = compile_plan(self._spec, who, Variant())
+        variant = in_groups(self._spec, Variant())[0] if asks_group(self._spec.limits) else Variant()
+        compiled = compile_plan(self._spec, who, variant)
         uid, gid = inside_ids(self._spec, who)
         host = ("<fresh uid>", "<fresh uid>") if who.privileged else (str(who.uid), str(who.gid))
         ids = (("uid_map", f"{uid} {host[0]} 1\n".encode()), ("gid_map", f"{gid} {host[1]} 1\n".encode()))

@@ -115,6 +115,9 @@ class Variant(NamedTuple):
         cwd: Instead of the sandbox's own.
         cached_tree: Clone a tree that was built before.
         pty: A terminal of its own is the payload's input and output.
+        groups: The version of each hierarchy in which it has a control group, in the order of their slots.
+        thaws: One of them is the freezer of version 1, and there is a slot for its state.
+        instead: Names of limits that the payload's own process keeps, where no control group does.
     """
 
     fds: tuple[int, ...] = ()
@@ -122,6 +125,9 @@ class Variant(NamedTuple):
     cwd: str | None = None
     cached_tree: bool = False
     pty: bool = False
+    groups: tuple[int, ...] = ()
+    thaws: bool = False
+    instead: tuple[str, ...] = ()
 
 
 class Layers(NamedTuple):
@@ -149,6 +155,7 @@ class Compiled(NamedTuple):
     tree: Tree
     tree_slot: Slot | None
     fd_slots: dict[int, Slot]
+    group_slots: tuple[Slot, ...]
     layers: Layers
     listens: bool
 
@@ -211,6 +218,9 @@ class _Compiler:
             raise ValueError('capabilities() counts in a user namespace of the sandbox: leave out share("user")')
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
+        self.group_slots = [self.program.slot(f"cgroup v{version}") for version in variant.groups]
+        if variant.thaws:
+            self.group_slots.append(self.program.slot("freezer.state"))
         self.nested = bool(spec.keep & _CAP_SYS_ADMIN)
         self.code = self._code()
         self.listens = notifies(self.code)
@@ -229,7 +239,15 @@ class _Compiler:
         self.program.segment = "payload"
         self._payload()
         plan = self.program.plan(Command())
-        return Compiled(plan, self.layout.tree, self.tree_slot, self.fd_slots, self._layers(), self.listens)
+        return Compiled(
+            plan,
+            self.layout.tree,
+            self.tree_slot,
+            self.fd_slots,
+            tuple(self.group_slots),
+            self._layers(),
+            self.listens,
+        )
 
     def _layers(self) -> Layers:
         gaps = []
@@ -258,10 +276,18 @@ class _Compiler:
         program = self.program
         program.origin = "namespaces"
         flags = k.CLONE_NEWNS
+        groups = self.variant.groups
         for name in ("user", "pid", "net", "ipc", "uts", "cgroup"):
-            if name in self.spec.new_namespaces and not (name == "net" and self.new_net_beside):
+            # A cgroup namespace begins at the group of who makes it: with a group of its own PID 1 makes it later.
+            later = (name == "net" and self.new_net_beside) or (name == "cgroup" and bool(groups))
+            if name in self.spec.new_namespaces and not later:
                 flags = flags | k.NAMESPACE_FLAGS[name]
-        init = program.call("clone", flags, -1, name="init")
+        born_in: int | Slot = self.group_slots[0] if groups[:1] == (2,) else -1
+        init = program.call("clone", flags, born_in, name="init")
+        program.origin = "control group"
+        for version, slot in zip(groups, self.group_slots, strict=False):
+            if version == 1:
+                program.call("join_cgroup", slot, init)
         if self.new_user:
             # PID 1 is at work meanwhile. Id maps are written to a real procfs or not at all.
             program.origin = "user namespace"
@@ -299,6 +325,12 @@ class _Compiler:
         program.call("drop_bounding_set", (_CAP_SETFCAP if self.uid == 0 else 0) if self.nested else self.spec.keep)
         program.origin = "namespaces"
         program.call("await_release", k.RELEASE_IDS)
+        if self.variant.groups:
+            program.origin = "control group"
+            if "cgroup" in self.spec.new_namespaces:
+                program.call("unshare", k.CLONE_NEWCGROUP)
+            if self.variant.thaws:
+                program.call("thaw_with", self.group_slots[-1])
         if self.caller.privileged:
             program.origin = "user"
             # The capabilities outlast the uid, in force: what follows needs them, and its end gives them up.
@@ -443,6 +475,7 @@ class _Compiler:
         open_files = limits.pop("open_files", None)
         for name, bounds in limits.items():
             self._limit(name, bounds)
+        self._limit_instead()
         program.origin = "payload"
         program.call("umask", Flag(spec.umask, oct(spec.umask)))
         cwd = self.variant.cwd if self.variant.cwd is not None else spec.cwd
@@ -493,6 +526,21 @@ class _Compiler:
         self.program.origin = "limits" if name == "core" and value == 0 else shown(name, value)
         data = self.program.data(pack("<2Q", *bounds), f"{{{bounds[0]}, {bounds[1]}}}")
         self.program.call("prlimit64", 0, RLIMITS[name], data, 0)
+
+    def _limit_instead(self) -> None:
+        """Set what comes nearest to a limit that no control group keeps."""
+        program, limits = self.program, self.spec.limits
+        for name in self.variant.instead:
+            value = getattr(limits, name)
+            program.origin = shown(name, value)
+            if name == "cpuset":
+                mask = sum(1 << cpu for cpu in value).to_bytes(8 * (max(value) // 64 + 1), "little")
+                program.call("sched_setaffinity", 0, len(mask), program.data(mask, f"{{{', '.join(map(str, value))}}}"))
+            else:
+                # PID 1 has the same user.
+                bound = value + 1 if name == "pids" else value
+                data = program.data(pack("<2Q", bound, bound), f"{{{bound}, {bound}}}")
+                program.call("prlimit64", 0, k.RLIMIT_NPROC if name == "pids" else k.RLIMIT_AS, data, 0)
 
     def _code(self) -> bytes:
         """Return the program of the filter; empty without one."""

@@ -17,13 +17,15 @@ from sandbox.compiler import (
 )
 from sandbox.errors import FilterError, SetupError
 from sandbox.host_ids import caller, claim_host_id
-from sandbox.limits import refuse
+from sandbox.limits import asks_group, refuse
 from sandbox.plan import Command, Plan, Template, candidates
 from sandbox.process import Process
 from sandbox.runner import Environment, Order
 from sandbox.streams import Streams, close_all
 
 if TYPE_CHECKING:
+    from sandbox.cgroups import Chosen
+    from sandbox.cgroups.group import Group
     from sandbox.rootfs import Tree
 
 _MAX_VARIANTS: Final = 16
@@ -45,11 +47,12 @@ class _Ready:
 class _Cache:
     """What was compiled of one Sandbox for one caller."""
 
-    __slots__ = ("env", "gid", "inside", "missing", "ready", "stamp", "uid", "who")
+    __slots__ = ("env", "gid", "grouped", "inside", "missing", "ready", "stamp", "uid", "who")
 
     def __init__(self, spec: Spec, uid: int, gid: int, stamp: int) -> None:
         self.uid, self.gid, self.stamp = uid, gid, stamp
         self.missing = refuse(spec.limits)
+        self.grouped = bool(asks_group(spec.limits))
         self.who = caller(spec)
         self.inside = inside_ids(spec, self.who)
         self.env = Environment(dict(spec.env))
@@ -96,10 +99,14 @@ _trees = _Trees()
 
 
 def _compiled(cache: _Cache, spec: Spec, variant: Variant) -> Compiled:
-    compiled = compile_plan(spec, cache.who, variant)
-    if not cache.missing:
+    return _lacking(compile_plan(spec, cache.who, variant), cache.missing)
+
+
+def _lacking(compiled: Compiled, missing: tuple[str, ...]) -> Compiled:
+    """Add to what is missing in a sandbox."""
+    if not missing:
         return compiled
-    return compiled._replace(layers=compiled.layers._replace(missing=compiled.layers.missing + cache.missing))
+    return compiled._replace(layers=compiled.layers._replace(missing=compiled.layers.missing + missing))
 
 
 def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
@@ -142,6 +149,18 @@ def _prepared(cache: _Cache, spec: Spec, variant: Variant) -> tuple[_Ready, int]
         ready = None  # given up, or closed by the caller: made again
 
 
+def in_groups(spec: Spec, variant: Variant) -> "tuple[Variant, Chosen]":
+    """Return a variant with the steps of the control groups that a launch would make now, and where.
+
+    Raises:
+        UnsupportedError: No control group of this caller can keep a limit, and it was not best_effort.
+    """
+    from sandbox import cgroups
+
+    chosen = cgroups.choose(spec.limits)
+    return variant._replace(groups=chosen.versions, thaws=chosen.thaws, instead=chosen.weak), chosen
+
+
 class Prepared(NamedTuple):
     """All that a launch needs, for `launch.Setup`; `close` it when the payload has started or has not."""
 
@@ -152,10 +171,13 @@ class Prepared(NamedTuple):
     command: Command
     slots: list[int]
     ours: list[int]
+    group: "Group | None" = None
 
     def close(self) -> None:
         """Close what was opened for this launch alone."""
         close_all(self.ours)
+        if self.group is not None:
+            self.group.close_inner()
 
 
 class Launcher:
@@ -182,8 +204,13 @@ class Launcher:
         except SetupError as error:
             self.failed(prepared, error)
             raise
+        except BaseException:
+            self._dismiss(prepared)
+            raise
         finally:
             prepared.close()
+        if prepared.group is not None:
+            process.adopt(prepared.group)
         if compiled.listens:
             self._supervise(process, prepared.cache.who)
         return process
@@ -203,8 +230,12 @@ class Launcher:
         extra = order.fds
         plain = not extra and order.cwd is None and not order.pty
         variant = _PLAIN if plain else Variant(tuple(extra), cwd=order.cwd, pty=bool(order.pty))
+        chosen = None
+        if cache.grouped:
+            variant, chosen = in_groups(spec, variant)
         ready, tree = _prepared(cache, spec, variant)
         ours = [tree] if tree >= 0 else []
+        group: Group | None = None
         try:
             compiled, template = ready.compiled, ready.template
             if order.plan is not None:
@@ -221,8 +252,18 @@ class Launcher:
                 gid = uid
                 slots[2] = claimed
                 streams.give_pipes(uid, gid)
+            if chosen is not None:
+                compiled = _lacking(compiled, chosen.missing)
+                if chosen.places:
+                    from sandbox import cgroups
+
+                    group = cgroups.make(chosen, spec.limits, os.path.basename(order.argv[0]).decode(errors="replace"))
+                    for slot, fd in zip(compiled.group_slots, group.slots(), strict=True):
+                        slots[slot.number] = fd
         except BaseException:
             close_all(ours)
+            if group is not None:
+                group.remove()
             raise
         inside_uid, inside_gid = cache.inside
         values: tuple[tuple[str, int | bytes], ...] = (
@@ -233,14 +274,21 @@ class Launcher:
             *order.pty,
         )
         command = Command(order.argv, variables.encoded, candidates(order.program, variables.path), values)
-        return Prepared(cache, variant, compiled, template, command, slots, ours)
+        return Prepared(cache, variant, compiled, template, command, slots, ours, group)
 
     def failed(self, prepared: Prepared, error: SetupError) -> None:
         """Look at an error of the launch: facts of the host may have changed since the plan was compiled."""
         self._cache = None
+        self._dismiss(prepared)
         if prepared.compiled.tree_slot is not None:
             shown = compile_plan(self._spec, prepared.cache.who, prepared.variant).plan
             _renumber(error, prepared.compiled.plan, shown)
+
+    @staticmethod
+    def _dismiss(prepared: Prepared) -> None:
+        """Remove the control group of a launch that came to nothing."""
+        if prepared.group is not None:
+            prepared.group.remove()
 
     def _asks(self) -> bool:
         """Say whether the filter has questions for a supervisor."""

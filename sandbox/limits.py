@@ -36,7 +36,7 @@ class Limits(NamedTuple):
 
     Args:
         memory: Bytes of the whole tree.
-        swap: Bytes of swap beyond that.
+        swap: Bytes of swap beyond that; counts only where memory is limited.
         pids: Processes and threads.
         cpus: How many processors' worth of time.
         cpuset: Numbers of the processors.
@@ -53,7 +53,7 @@ class Limits(NamedTuple):
     """
 
     memory: int | None = None
-    swap: int | None = None
+    swap: int | None = 0
     pids: int | None = None
     cpus: float | None = None
     cpuset: tuple[int, ...] | None = None
@@ -85,12 +85,19 @@ def _cpuset(value: Any, name: str) -> tuple[int, ...]:
     return numbers
 
 
+_IO_WORDS: Final = ("read", "write", "read_ops", "write_ops")
+
+
 def _io(value: Any, name: str) -> tuple[tuple[str, int], ...]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a mapping, not {type(value).__name__}")
     for key in value:
         if not isinstance(key, str):
             raise TypeError(f"{name} must map names to sizes, got {key!r}")
+        word, colon, path = key.partition(":")
+        if word not in _IO_WORDS or (colon and not path.startswith("/")):
+            words = ", ".join(_IO_WORDS)
+            raise ValueError(f"{name} has the names {words}, alone or with a disk, as read:/dev/sda; got {key!r}")
     return tuple(sorted((key, parse_size(rate, f"{name}[{key!r}]")) for key, rate in value.items()))
 
 
@@ -141,6 +148,8 @@ def merged(before: Limits, given: Mapping[str, Any], *, best_effort: bool) -> Li
         name: value if value is None or name not in _CHECKS else _CHECKS[name](value, name)
         for name, value in said.items()
     }
+    if said.get("swap") is not None and changes.get("memory", before.memory) is None:
+        raise ValueError("swap is what memory may be swapped out to: say limit(memory=..., swap=...)")
     weak = set(before.best_effort) - set(said) | (set(said) - {"when_output_full"} if best_effort else set())
     return before._replace(**changes, best_effort=tuple(sorted(weak)))
 
@@ -168,6 +177,13 @@ def resource_limits(limits: Limits) -> dict[str, tuple[int, int]]:
     return found
 
 
+def asks_group(limits: Limits) -> tuple[str, ...]:
+    """Return the names of the limits that only a control group keeps for the whole tree."""
+    return tuple(
+        name for name in CGROUP if getattr(limits, name) is not None and (name != "swap" or limits.memory is not None)
+    )
+
+
 def refuse(limits: Limits) -> tuple[str, ...]:
     """Return what is missing of limits that need not be had.
 
@@ -175,11 +191,11 @@ def refuse(limits: Limits) -> tuple[str, ...]:
         UnsupportedError: A limit that was asked for cannot be had.
     """
     missing = []
-    for name in (*CGROUP, "wall_time", "cpu_time", "output"):
+    for name in ("wall_time", "cpu_time", "output"):
         value = getattr(limits, name)
         if value is None:
             continue
         if name not in limits.best_effort:
-            raise UnsupportedError(f"limit({name}=)", needed="a control group" if name in CGROUP else "a later version")
+            raise UnsupportedError(f"limit({name}=)", needed="a later version")
         missing.append(f"limit({name}={value!r}): not enforced by this version")
     return tuple(missing)

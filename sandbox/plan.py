@@ -39,14 +39,14 @@ CALLS: Final = (
 OPERATIONS: Final = (
     "clone", "write_proc", "release", "await_release", "check", "drop_bounding_set", "check_lifeline",
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
-    "seccomp_listen", "write_proc_self", "read_limits",
+    "seccomp_listen", "write_proc_self", "join_cgroup", "thaw_with", "read_limits",
 )  # fmt: skip
 _NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
 
 TAG_TERMINAL: Final = 2  # of send_fd: enum tag of csrc/init/init.h
 SLOTS: Final = ("control", "lifeline", "claim", "stdin", "stdout", "stderr")
 MAX_SLOTS: Final = 256
-_MAGIC, _VERSION = 0x584F4253, 2
+_MAGIC, _VERSION = 0x584F4253, 3
 _HEADER = struct.Struct("<16I")
 SLOTS_OFFSET: Final = _HEADER.size
 _HEADER_SIZE = SLOTS_OFFSET + 4 * MAX_SLOTS

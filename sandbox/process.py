@@ -6,11 +6,13 @@ import io
 import os
 import select
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, cast
 
 from sandbox.compiler import Layers
-from sandbox.errors import TimeoutExpired
+from sandbox.errors import TimeoutExpired, UnsupportedError
 from sandbox.exchange import Exchange, close_stream, deadline_of, decoded, milliseconds
 from sandbox.records import (
     Q_KILL,
@@ -32,6 +34,7 @@ from sandbox.runner import Args
 from sandbox.streams import close_all
 
 if TYPE_CHECKING:
+    from sandbox.cgroups.group import Group
     from sandbox.denials import Denials
     from sandbox.notify import Notifier
     from sandbox.terminal import Terminal
@@ -99,6 +102,8 @@ class Process(Generic[AnyStr]):
         self._pid: int | None = None
         self._decode: Callable[[bytes], AnyStr] | None = None
         self._owner = os.getpid()
+        self._since = time.monotonic()
+        self._group: Group | None = None
 
     # What the records say.
 
@@ -124,6 +129,91 @@ class Process(Generic[AnyStr]):
             control.close()
         if not self.reaped:
             _pidfd_wait(self.init_pidfd)
+            self.reaped = True
+        if self._group is not None:
+            self._settle_group(self._group)
+
+    # Its control group.
+
+    def adopt(self, group: "Group") -> None:
+        """Take over the control group that it is in: it is asked what was used and why it ended, and then removed."""
+        self._group = group
+        self.enforced = self._in_group(self.enforced)
+        if self.returncode is not None:
+            self._settle_group(group)
+
+    def _in_group(self, enforced: Enforced) -> Enforced:
+        group = self._group
+        if group is None:
+            return enforced
+        return replace(enforced, cgroup=group.path, limits={**enforced.limits, **group.limits()})
+
+    def _settle_group(self, group: "Group") -> None:
+        """Take what the group counted; what it knows better than PID 1 is the truth about the end."""
+        self._usage = self._counted(group)
+        out_of_memory, refusals = group.oom(), group.refusals()
+        # The killer takes what is largest. A command that copes with that, and ends well, has not run out.
+        if out_of_memory is not None and self._cause is None and self.returncode:
+            self._reason, self._detail = Reason.OOM, f"{self._detail}; {out_of_memory}"
+            if self.returncode == -signal.SIGKILL:
+                self._detail = out_of_memory
+        elif out_of_memory is not None:
+            self._detail += f"; {out_of_memory}"
+        if refusals is not None:
+            self._detail += f"; {refusals}"
+        group.remove()
+
+    def _counted(self, group: "Group") -> Usage:
+        counts: dict[str, Any] = group.counts()
+        if not self._usage.wall:
+            counts["wall"] = time.monotonic() - self._since
+        return replace(self._usage, **counts, pressure=group.pressure())
+
+    @property
+    def cgroups(self) -> Mapping[str, str]:
+        """The directory in which each controller counts it, for `sandbox.events`; empty without a control group."""
+        return {} if self._group is None else self._group.paths
+
+    def usage(self) -> Usage:
+        """Return what it has used so far, of what its control group counts; after its end, what it has used."""
+        if self.poll() is not None:
+            return self._usage
+        if self._group is None:
+            return Usage(wall=time.monotonic() - self._since)
+        return self._counted(self._group)
+
+    def freeze(self) -> None:
+        """Stop every process inside, and return when all of them stand; nothing happens when it has ended.
+
+        `kill`, a timeout and the end of the caller end it all the same.
+
+        Raises:
+            UnsupportedError: It has no control group that can.
+            TimeoutError: A process could not be stopped within 10 seconds; all go on.
+        """
+        if self.poll() is None:
+            self._freezer("freeze").freeze(self.init_pid)
+
+    def thaw(self) -> None:
+        """Let everything inside go on; nothing happens when it does, or has ended.
+
+        Raises:
+            UnsupportedError: It has no control group that can.
+        """
+        if self.poll() is None:
+            self._freezer("thaw").thaw(self.init_pid)
+
+    def _freezer(self, what: str) -> "Group":
+        group = self._group
+        if group is None or not group.can_freeze:
+            raise UnsupportedError(
+                f"{what}()",
+                needed="a control group with a freezer: any of version 2, or the freezer of version 1",
+                found="a sandbox without a control group" if group is None else "a control group without a freezer",
+                fix="a limit that takes a control group makes one, limit(pids=...) for example",
+                errno=errno.ENOSYS,
+            )
+        return group
 
     def _take(self, record: Record | None) -> None:
         if record is None:
@@ -137,7 +227,7 @@ class Process(Generic[AnyStr]):
             self._ended(record.value)
         elif record.type == R_STARTED:
             # Later than the launch: the program was executed when somebody had answered for it.
-            self.enforced = parse_identity(record.body, self.layers)
+            self.enforced = self._in_group(parse_identity(record.body, self.layers))
         elif record.type == R_FAILED and self.failed is not None:
             self._ended(None)
             raise self.failed(record)

@@ -42,6 +42,7 @@ class Usage:
         written_bytes: Bytes written to block devices.
         context_switches: Voluntary and involuntary ones.
         throttled: Seconds that a CPU limit held it back.
+        pressure: Seconds for which some process stalled for want of "cpu", "memory" and "io".
     """
 
     wall: float = 0.0
@@ -55,6 +56,7 @@ class Usage:
     written_bytes: int | None = None
     context_switches: int | None = None
     throttled: float | None = None
+    pressure: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs_landlock"):
         if harness.landlock_abi() < mark.args[0]:
             pytest.skip(f"needs Landlock ABI {mark.args[0]}, the kernel has {harness.landlock_abi()}")
+    for mark in item.iter_markers("needs_cgroup"):
+        lacking = set(mark.args) - harness.controllers()
+        if lacking:
+            pytest.skip(f"needs control groups with {', '.join(sorted(lacking))}")
+    if item.get_closest_marker("needs_cgroup2"):
+        lacking = {"memory", "pids", "cpu"} - harness.controllers_v2()
+        if lacking:
+            pytest.skip(f"needs version 2 of control groups with {', '.join(sorted(lacking))}")
     if item.get_closest_marker("needs_userns"):
         reason = harness.user_namespaces_blocked()
         if reason is not None:

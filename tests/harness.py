@@ -101,6 +101,82 @@ def read_before(fd: int, deadline: float) -> str | None:
     return None
 
 
+_V1_OWNED = ("cgroup.procs", "tasks")
+_V2_OWNED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
+
+
+def _places():
+    """Return where this process may make control groups; empty where it may not."""
+    from sandbox.cgroups import hierarchy
+
+    with open("/proc/self/mountinfo") as mountinfo, open("/proc/self/cgroup") as cgroup:
+        return hierarchy.find(mountinfo.read(), cgroup.read(), os.geteuid()).places
+
+
+def controllers() -> set[str]:
+    """Return the controllers with which this process may make control groups."""
+    return {name for place in _places() for name in place.controllers} | {f"v{place.version}" for place in _places()}
+
+
+def controllers_v2() -> set[str]:
+    """Return the controllers of version 2 with which this process may make control groups."""
+    return {name for place in _places() if place.version == 2 for name in place.controllers}
+
+
+def delegate_cgroups() -> list[str]:
+    """Put this process, root's, into control groups that belong to the unprivileged user; return their directories."""
+    from sandbox import cgroups
+
+    made = []
+    for place in _places():
+        if place.version == 2:
+            cgroups._enable(place, set(place.controllers) & set(cgroups.hierarchy.CONTROLLERS))
+        path = os.path.join(place.path, f"test-of-sandbox-{os.getpid()}")
+        os.mkdir(path)
+        made.append(path)
+        if "cpuset" in place.controllers and place.version == 1:
+            for name in ("mems", "cpus"):
+                with open(f"{place.path}/cpuset.effective_{name}") as of, open(f"{path}/cpuset.{name}", "w") as to:
+                    to.write(of.read())
+        for name in ("", *(_V2_OWNED if place.version == 2 else _V1_OWNED)):
+            os.chown(os.path.join(path, name), USER_ID, USER_ID)
+        with open(f"{path}/cgroup.procs", "w") as stream:
+            stream.write("0")
+    return made
+
+
+def remove_cgroups(pid: int) -> None:
+    """Remove what `delegate_cgroups` of a child made, when that has ended, and say what was left in it."""
+    left = []
+    for place in _places():
+        path = os.path.join(place.path, f"test-of-sandbox-{pid}")
+        if not os.path.isdir(path):
+            continue
+        for name in sorted(os.listdir(path)):
+            below = os.path.join(path, name)
+            if os.path.isdir(below):
+                if name != "sandbox-callers":
+                    left.append(below)
+                for folder, _, _ in os.walk(below, topdown=False):
+                    os.rmdir(folder)
+        os.rmdir(path)
+    assert not left, f"control groups were left behind: {left}"
+
+
+def own_cgroups() -> list[str]:
+    """Return the control groups of sandboxes that this process has made and not removed."""
+    if "sandbox.cgroups" not in sys.modules:
+        return []
+    known = sys.modules["sandbox.cgroups"]._known
+    return [
+        os.path.join(place.path, name)
+        for place in (known[3].places if known is not None else ())
+        if os.path.isdir(place.path)
+        for name in os.listdir(place.path)
+        if name.startswith("sandbox-") and f"-{os.getpid()}-" in name
+    ]
+
+
 def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
     """Run one test, fixtures and all, in a forked child that has dropped its privileges."""
     from _pytest.runner import runtestprotocol
@@ -113,6 +189,8 @@ def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
         os.close(read_end)
         text = json.dumps({"crash": "the test's process did not get to its report"})
         try:
+            if item.get_closest_marker("needs_cgroup"):
+                delegate_cgroups()
             make_reachable([REPOSITORY, sys.prefix, sys.base_prefix])
             drop_privileges()
             become_subreaper()
@@ -136,6 +214,8 @@ def run_as_user(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
         os.kill(pid, signal.SIGKILL)
         text = json.dumps({"crash": f"the test took longer than {USER_TEST_TIMEOUT} seconds and was killed"})
     _, status = os.waitpid(pid, 0)
+    if item.get_closest_marker("needs_cgroup"):
+        remove_cgroups(pid)
     data = json.loads(text) if text else {"crash": f"the test's process ended with wait status {status}"}
     if isinstance(data, dict):
         return [pytest.TestReport(item.nodeid, item.location, {}, "failed", data["crash"], "call", [], 0.0)]
@@ -151,6 +231,7 @@ class Footprint(NamedTuple):
     descriptors: dict[int, str]
     children: set[int]
     mounts: str
+    cgroups: list[str]
 
 
 def _descriptors() -> dict[int, str]:
@@ -195,7 +276,7 @@ def footprint(settle: Footprint | None = None) -> Footprint:
     while True:
         with open("/proc/self/mountinfo") as stream:
             mounts = stream.read()
-        now = Footprint(_descriptors(), children(), mounts)
+        now = Footprint(_descriptors(), children(), mounts, own_cgroups())
         if settle is None or now == settle or time.monotonic() > deadline:
             return now
         gc.collect()

@@ -38,7 +38,7 @@ struct plan *plan;
 struct shared *shared;
 int sync_fd;
 
-int control, lifeline, children_fd;
+int control, lifeline, children_fd, thaw_fd;
 static int claim;
 static uint32_t alive;    /* how far stage 1 is; the kernel clears it and wakes who waits when stage 1 ends */
 static uint32_t released; /* the same, and stays */
@@ -133,10 +133,18 @@ long start_init(unsigned long flags, int cgroup)
     flags |= CLONE_PARENT | CLONE_VM | CLONE_SIGHAND | CLONE_FILES;
     alive = WORKING;
     call1(__NR_set_tid_address, &alive);
-    if (cgroup >= 0)
+    if (cgroup >= 0) {
         init_pid = clone_into(flags, cgroup, init_stack, sizeof init_stack, init_starts);
-    else
-        init_pid = clone_on(flags, 0, init_stack + sizeof init_stack, init_starts);
+        if (init_pid != -E_NOSYS)
+            return init_pid;
+        /* A filter of the caller's, as of a container: PID 1 joins before it is released. */
+    }
+    init_pid = clone_on(flags, 0, init_stack + sizeof init_stack, init_starts);
+    if (init_pid > 0 && cgroup >= 0) {
+        long error = join_cgroup(cgroup, init_pid);
+        if (error < 0)
+            return error;
+    }
     return init_pid;
 }
 
@@ -270,12 +278,12 @@ static void drop_capabilities(void)
  * for us. */
 static _Noreturn void be_init(void)
 {
-    int keep[] = {control, lifeline, claim, children_fd, payloads[0].sync};
+    int keep[] = {control, lifeline, claim, children_fd, thaw_fd, payloads[0].sync};
 
     (void)await_release(RELEASE_ALL); /* stage 1 reads the plan until then */
     unmap_plan(plan);
     drop_capabilities();
-    if (!payloads[0].pid || close_except(keep, 5) < 0)
+    if (!payloads[0].pid || close_except(keep, 6) < 0)
         quit(125);
     if (!introduced)
         introduce();
@@ -318,7 +326,7 @@ __attribute__((used)) _Noreturn void enter(long *stack)
     if (error)
         quit(126);
     block_signals();
-    sync_fd = children_fd = -1;
+    sync_fd = children_fd = thaw_fd = -1;
     call1(__NR_umask, 0); /* modes are what the plan says */
     call2(__NR_prctl, PR_SET_NAME, "sandbox-init");
     control = plan->slot[SLOT_CONTROL];

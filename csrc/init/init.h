@@ -33,7 +33,7 @@ extern struct shared *shared;
 extern int sync_fd; /* the payload's end of the socket pair with PID 1; closes on exec */
 
 /* What PID 1 keeps for its whole life. */
-extern int control, lifeline, children_fd;
+extern int control, lifeline, children_fd, thaw_fd;
 extern int introduced;             /* the launcher has PID 1's pidfd */
 extern volatile int signals_reset; /* by stage 1, in the same memory */
 
@@ -52,6 +52,7 @@ extern struct shared own_shared; /* of a payload that shares our memory anyway *
 int map_plan(int fd, struct plan **mapped);
 void unmap_plan(struct plan *mapped);
 void run_segment(enum segment which);
+long join_cgroup(int group, long pid);
 _Noreturn void fail(enum segment which, int step, int error, const char *text);
 
 /* channel.c */
@@ -82,6 +83,8 @@ struct payload *find_id(uint32_t id);
 
 /* reaper.c */
 _Noreturn void finish(int status, int64_t since);
+void kill_all(void);
+long thaw_with(int fd);
 void reap(void);
 
 /* requests.c */

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define PLAN_MAGIC 0x584f4253u /* "SBOX" */
-#define PLAN_VERSION 2u
+#define PLAN_VERSION 3u
 #define PLAN_MAX_SIZE (64u << 20)
 #define MAX_SLOTS 256
 #define MAX_STEPS 8192
@@ -45,6 +45,8 @@ enum native {
     OP_SKIP,          /* (): fails with EAGAIN, which the step tolerates: leaves out the steps that follow */
     OP_LISTEN, /* (flags, struct sock_fprog): install a filter with a listener, which is sent with tag 1 */
     OP_WRITE_PROC_SELF, /* (proc fd, name, text, size): write /proc/self/NAME */
+    OP_JOIN_CGROUP,     /* (group fd, pid): put a process into a control group */
+    OP_THAW_WITH,       /* (fd of a freezer.state): PID 1 thaws with it what it has killed */
     OP_READ_LIMITS,     /* (): read the resource limits again, which the self-check has read before */
     NATIVE_END,
 };

@@ -22,12 +22,21 @@ static void kill_children(void)
     }
 }
 
+long thaw_with(int fd)
+{
+    thaw_fd = fd;
+    return 0;
+}
+
 void kill_all(void)
 {
     if (call0(__NR_getpid) == 1)
         call2(__NR_kill, -1, SIGKILL);
     else
         kill_children();
+    /* Version 1 of control groups: what is frozen dies when it thaws, and runs nothing any more. */
+    if (thaw_fd >= 0)
+        call3(__NR_write, thaw_fd, "THAWED", 6);
 }
 
 static void copy_usage(struct usage *to, const int64_t *r)

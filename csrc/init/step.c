@@ -166,6 +166,19 @@ static long write_proc(int proc, uint64_t pid, const char *name, const char *tex
     return written < 0 ? written : written == (long)size ? 0 : -E_PROTO;
 }
 
+/* group: the directory of a control group. A number is of the writer's pid namespace. */
+long join_cgroup(int group, long pid)
+{
+    char digits[24], *from = put_number(digits + sizeof digits, (uint64_t)pid);
+    long fd = call4(__NR_openat, group, "cgroup.procs", O_WRONLY | O_CLOEXEC, 0);
+
+    if (fd < 0)
+        return fd;
+    long written = call3(__NR_write, fd, from, digits + sizeof digits - from);
+    call1(__NR_close, fd);
+    return written < 0 ? written : 0;
+}
+
 static long check_memory(const char *at, uint64_t width, uint64_t expected, long error)
 {
     uint64_t found = 0;
@@ -318,6 +331,10 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
                                        : -E_FAULT;
     case OP_SKIP:
         return -E_AGAIN;
+    case OP_JOIN_CGROUP:
+        return join_cgroup((int)a[0], (long)a[1]);
+    case OP_THAW_WITH:
+        return thaw_with((int)a[0]);
     case OP_READ_LIMITS:
         return read_limits();
     case OP_LISTEN:

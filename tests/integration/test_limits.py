@@ -6,7 +6,7 @@ import resource
 import payloads
 import pytest
 
-from sandbox import Sandbox, SetupError, UnsupportedError
+from sandbox import Sandbox, SetupError
 
 pytestmark = pytest.mark.needs_userns
 
@@ -70,10 +70,3 @@ def test_limit_above_the_callers_hard_one_is_an_error_that_says_so():
     asked = {"open_files": files + 1} if hard == resource.RLIM_INFINITY else {"stack": hard + 4096}
     with pytest.raises(SetupError, match="hard limit"):
         Sandbox().limit(**asked).run(["true"])
-
-
-def test_limits_of_control_groups_are_refused_for_now():
-    with pytest.raises(UnsupportedError, match="memory"):
-        Sandbox().limit(memory="64M").run(["true"])
-    done = Sandbox().limit(memory="64M", best_effort=True).run(["true"])
-    assert "memory" in done.enforced.missing[0]

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from sandbox import Sandbox
-from sandbox.limits import CGROUP, RLIMITS, Limits, merged, refuse, resource_limits
+from sandbox.limits import CGROUP, RLIMITS, Limits, asks_group, merged, resource_limits
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,10 @@ from sandbox.limits import CGROUP, RLIMITS, Limits, merged, refuse, resource_lim
         ({"cpuset": [-1]}, ValueError, "cpuset.*-1"),
         ({"io": [("a", 1)]}, TypeError, "io.*mapping"),
         ({"io": {1: 2}}, TypeError, "io.*1"),
-        ({"io": {"a": "fast"}}, ValueError, r"io\['a'\].*fast"),
+        ({"io": {"read": "fast"}}, ValueError, r"io\['read'\].*fast"),
+        ({"io": {"reads": 1}}, ValueError, "io.*read_ops.*reads"),
+        ({"io": {"read:sda": 1}}, ValueError, "io.*read:sda"),
+        ({"swap": "1M"}, ValueError, "memory"),
         ({"wall_time": 0}, ValueError, "wall_time.*more than 0"),
         ({"wall_time": -1.5}, ValueError, "wall_time"),
         ({"wall_time": math.inf}, ValueError, "wall_time"),
@@ -72,7 +75,7 @@ def test_limits_are_values():
         "pids": 64,
         "cpus": 1.5,
         "cpuset": [2, 0, 2],
-        "io": {"b": 1, "a": "2K"},
+        "io": {"write": 1, "read": "2K"},
         "wall_time": 1,
         "cpu_time": 0.5,
         "open_files": 64,
@@ -86,7 +89,7 @@ def test_limits_are_values():
     assert box == pickle.loads(pickle.dumps(box)) == Sandbox().limit(**everything)
     assert hash(box) == hash(Sandbox().limit(**everything))
     limits = box._spec.limits
-    assert ((0, 2), (("a", 2048), ("b", 1)), 1 << 30) == (limits.cpuset, limits.io, limits.memory)
+    assert ((0, 2), (("read", 2048), ("write", 1)), 1 << 30) == (limits.cpuset, limits.io, limits.memory)
 
 
 def test_best_effort_is_of_the_call_that_says_it():
@@ -103,10 +106,12 @@ def test_cpu_time_is_whole_seconds_and_core_stays_one():
 
 
 @pytest.mark.parametrize("name", CGROUP)
-def test_limit_of_a_control_group_is_refused_or_missing(name):
-    from sandbox import UnsupportedError
+def test_limit_of_the_whole_tree_asks_for_a_control_group(name):
+    value = {"cpuset": (0,), "io": (("read", 1),)}.get(name, 1)
+    assert name in asks_group(Limits(memory=4096)._replace(**{name: value}))
 
-    value = {"cpuset": (0,), "io": (("a", 1),)}.get(name, 1)
-    with pytest.raises(UnsupportedError, match=name):
-        refuse(Limits(**{name: value}))
-    assert name in refuse(Limits(**{name: value}, best_effort=(name,)))[0]
+
+def test_no_control_group_is_asked_for_without_such_a_limit():
+    assert () == asks_group(Limits(wall_time=1, open_files=5))
+    assert ("pids",) == asks_group(Limits(pids=1))  # swap counts with memory only
+    assert ("memory",) == asks_group(Limits(memory=4096, swap=None))

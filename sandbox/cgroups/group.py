@@ -1,0 +1,450 @@
+"""A control group of one sandbox: made, joined, read, frozen, killed, removed.
+
+A group is two directories in each hierarchy: the outer has the limits, the inner the processes. The root of the
+sandbox's cgroup namespace is the inner one: who is allowed to mount inside meets nothing that holds a limit, also where
+the payload has the caller's own uid.
+
+Each group is locked (flock) by the process that made it for as long as that process lives. Whoever takes the lock of a
+group knows that its owner is gone; what holds processes the kernel does not remove.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from sandbox.cgroups import files
+from sandbox.cgroups.hierarchy import LEAF, Place
+
+PREFIX: Final = "sandbox-"
+INNER: Final = "payload"
+_BUSY: Final = {errno.EBUSY, errno.ENOTEMPTY}
+_UNLIMITED: Final = 1 << 62  # version 1 has a number for that, near 2**63
+_PATIENCE: Final = 10.0  # seconds until freezing, or the end of what was killed, counts as failed
+
+
+class Part(NamedTuple):
+    """A group in one hierarchy.
+
+    Args:
+        place: Where it was made.
+        path: Directory of the outer group.
+        fd: Descriptor of it, which holds the lock.
+        inner: Descriptor of the inner one, O_PATH.
+    """
+
+    place: Place
+    path: str
+    fd: int
+    inner: int
+
+
+def make_part(place: Place, name: str) -> Part:
+    """Make the two directories, and lock the outer one.
+
+    Raises:
+        FileExistsError: The name is taken.
+        OSError: The kernel refuses; nothing is left.
+    """
+    path = os.path.join(place.path, name)
+    os.mkdir(path, 0o755)
+    fd = inner = -1
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # A sweep that has the lock is about to remove the directory: the next call says so.
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        os.mkdir(INNER, 0o755, dir_fd=fd)
+        inner = os.open(INNER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    except BaseException:
+        remove_directories(path, fd)
+        if fd >= 0:
+            os.close(fd)
+        raise
+    return Part(place, path, fd, inner)
+
+
+def remove_directories(path: str, fd: int = -1) -> bool:
+    """Remove a group; False when something is in it still."""
+    try:
+        if fd >= 0:
+            os.rmdir(INNER, dir_fd=fd)
+        else:
+            os.rmdir(os.path.join(path, INNER))
+    except FileNotFoundError:
+        pass  # never made, or removed by a sweep
+    except OSError as error:
+        if error.errno not in _BUSY:
+            raise
+        return False
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in _BUSY:
+            raise
+        return False
+    return True
+
+
+def drop_part(part: Part) -> None:
+    """Remove a group that nothing has joined, and close its descriptors."""
+    remove_directories(part.path, part.fd)
+    os.close(part.fd)
+    if part.inner >= 0:
+        os.close(part.inner)
+    _drop_made(part.place)
+
+
+def _drop_made(place: Place) -> None:
+    """Remove what was made beside the units of systemd, unless others use it."""
+    if place.make:
+        with contextlib.suppress(OSError):
+            os.rmdir(place.path)
+
+
+def sweep(place: Place) -> None:
+    """Remove the groups at a place whose owner is gone, where nothing runs in them any more."""
+    try:
+        names = [name for name in os.listdir(place.path) if name.startswith(PREFIX) and name != LEAF]
+    except FileNotFoundError:  # the place is yet to be made
+        return
+    for name in names:
+        path = os.path.join(place.path, name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # gone meanwhile, or somebody else's
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_directories(path, fd)
+        except OSError:  # its owner lives, or it belongs to another user
+            continue
+        finally:
+            os.close(fd)
+
+
+class Group:
+    """The control group of one sandbox.
+
+    Attributes:
+        name: Of its directories.
+        parts: One for each hierarchy; version 2 first.
+    """
+
+    def __init__(self, name: str, parts: list[Part]) -> None:
+        self.name = name
+        self.parts = parts
+        self._owner = os.getpid()
+        self._thaw = -1
+
+    @property
+    def path(self) -> str:
+        """Its directory in the first hierarchy."""
+        return self.parts[0].path
+
+    # ── what a launch asks ──
+
+    def slots(self) -> list[int]:
+        """Return the descriptors of the inner groups, then of version 1's freezer.state; they stay this object's."""
+        found = [part.inner for part in self.parts]
+        part = self.part("freezer")
+        if part is not None and part.place.version == 1:
+            self._thaw = os.open(f"{INNER}/freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=part.fd)
+            found.append(self._thaw)
+        return found
+
+    def close_inner(self) -> None:
+        """Close what only the launch needs."""
+        if self._thaw >= 0:
+            os.close(self._thaw)
+            self._thaw = -1
+        self.parts = [self._closed_inner(part) for part in self.parts]
+
+    @staticmethod
+    def _closed_inner(part: Part) -> Part:
+        if part.inner >= 0:
+            os.close(part.inner)
+        return part._replace(inner=-1)
+
+    def part(self, controller: str) -> Part | None:
+        """Return where a controller is counted; version 2 always freezes, counts CPU time and pressure."""
+        for part in self.parts:
+            if controller in part.place.controllers or (
+                part.place.version == 2 and controller in {"freezer", "cpuacct", "pressure"}
+            ):
+                return part
+        return None
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The directory that tells of each controller, by the names of version 2."""
+        # Version 1 counts in the inner one, and that is what is frozen, for PID 1 is not.
+        names = ("memory", "pids", "cpu", "cpuset", "io", "freezer", "pressure")
+        return {
+            name: part.path if part.place.version == 2 and name != "freezer" else os.path.join(part.path, INNER)
+            for name in names
+            if (part := self.part(name)) is not None
+        }
+
+    def limits(self) -> dict[str, float]:
+        """Return the limits in force, read back, by the words of `Sandbox.limit`."""
+        found: dict[str, float] = {}
+        part = self.part("memory")
+        if part is not None:
+            name = "memory.max" if part.place.version == 2 else "memory.limit_in_bytes"
+            memory = files.number(part.fd, name)
+            if memory is not None and memory < _UNLIMITED:
+                found["memory"] = memory
+                swap = files.number(part.fd, "memory.swap.max")
+                both = files.number(part.fd, "memory.memsw.limit_in_bytes")
+                if swap is not None or (both is not None and both < _UNLIMITED):
+                    found["swap"] = swap if swap is not None else (both or 0) - memory
+        part = self.part("pids")
+        if part is not None and (pids := files.number(part.fd, "pids.max")) is not None:
+            found["pids"] = pids - 1
+        part = self.part("cpu")
+        if part is not None:
+            if part.place.version == 2:
+                words = (files.read(part.fd, "cpu.max") or "").split()
+            else:
+                words = [(files.read(part.fd, f"cpu.cfs_{word}_us") or "").strip() for word in ("quota", "period")]
+            if len(words) == 2 and words[0].isdigit():
+                found["cpus"] = int(words[0]) / int(words[1])
+        return found
+
+    # ── what it counts ──
+
+    def cpu_seconds(self) -> tuple[float, float] | None:
+        """Return the CPU seconds of the whole tree: in user mode, in the kernel."""
+        part = self.part("cpuacct")
+        if part is None:
+            return None
+        if part.place.version == 2:
+            found = files.flat(part.fd, "cpu.stat")
+            return found.get("user_usec", 0) / 1e6, found.get("system_usec", 0) / 1e6
+        user, system = (files.number(part.fd, f"cpuacct.usage_{kind}") for kind in ("user", "sys"))
+        return None if user is None or system is None else (user / 1e9, system / 1e9)
+
+    def counts(self) -> dict[str, float | int]:
+        """Return what the group counted, by the names of `Usage`; what nobody counts is left out."""
+        found: dict[str, float | int] = {}
+        seconds = self.cpu_seconds()
+        if seconds is not None:
+            found.update(user=seconds[0], system=seconds[1], cpu_time=sum(seconds))
+        for controller, field, names in (
+            ("memory", "memory_peak", ("memory.peak", "memory.max_usage_in_bytes")),
+            ("pids", "pids_peak", ("pids.peak", "pids.peak")),
+        ):
+            part = self.part(controller)
+            if part is not None:
+                value = files.number(part.fd, names[part.place.version == 1])
+                if value is not None:
+                    found[field] = value
+        if "pids_peak" in found:
+            found["pids_peak"] = max(0, int(found["pids_peak"]) - 1)  # PID 1 is not the user's
+        part = self.part("cpu")
+        if part is not None:
+            stat = files.flat(part.fd, "cpu.stat")
+            if part.place.version == 2:
+                found["throttled"] = stat.get("throttled_usec", 0) / 1e6
+            else:
+                found["throttled"] = stat.get("throttled_time", 0) / 1e9
+        found.update(self._io())
+        return found
+
+    def _io(self) -> Iterator[tuple[str, int]]:
+        part = self.part("io")
+        if part is None:
+            return
+        if part.place.version == 2:
+            words = (files.read(part.fd, "io.stat") or "").split()
+            for field, key in (("read_bytes", "rbytes="), ("written_bytes", "wbytes=")):
+                yield field, sum(int(word[len(key) :]) for word in words if word.startswith(key))
+        else:
+            text = files.read(part.fd, "blkio.throttle.io_service_bytes_recursive") or ""
+            rows = [line.split() for line in text.splitlines()]
+            for field, key in (("read_bytes", "Read"), ("written_bytes", "Write")):
+                yield field, sum(int(row[2]) for row in rows if len(row) == 3 and row[1] == key)
+
+    def pressure(self) -> dict[str, float] | None:
+        """Return for how many seconds some process stalled for want of cpu, memory or io; None: nobody counted."""
+        part = self.part("pressure")
+        if part is None:
+            return None
+        found = {}
+        for resource in ("cpu", "memory", "io"):
+            for line in (files.read(part.fd, f"{resource}.pressure") or "").splitlines():
+                if line.startswith("some "):
+                    found[resource] = int(line.rpartition("total=")[2]) / 1e6
+        return found or None
+
+    def oom(self) -> str | None:
+        """Say with its evidence that the kernel's OOM killer ended something of the tree; None when it did not."""
+        part = self.part("memory")
+        if part is None:
+            return None
+        if part.place.version == 2:
+            events, source = files.flat(part.fd, "memory.events"), "memory.events"
+            limit, peak = files.number(part.fd, "memory.max"), files.number(part.fd, "memory.peak")
+        else:
+            # Version 1 counts where the victim is.
+            events, source = files.flat(part.fd, f"{INNER}/memory.oom_control"), "memory.oom_control"
+            limit = files.number(part.fd, "memory.limit_in_bytes")
+            peak = files.number(part.fd, "memory.max_usage_in_bytes")
+        kills = events.get("oom_kill", 0)
+        if not kills:
+            return None
+        said = f"out of memory: {source} of its control group has oom_kill {kills}"
+        if limit is not None:
+            said += f"; limit {limit} bytes"
+        return said + (f", peak {peak} bytes" if peak is not None else "")
+
+    def refusals(self) -> str | None:
+        """Say how often the limit on processes was met; None when it was not."""
+        part = self.part("pids")
+        if part is None:
+            return None
+        # Version 1 counts where the fork was tried, version 2 where the limit is or, since Linux 6.11, both.
+        count = max(files.flat(part.fd, name).get("max", 0) for name in ("pids.events", f"{INNER}/pids.events"))
+        return f"pids.max refused {count} times" if count else None
+
+    # ── what is done to it ──
+
+    def freeze(self, init_pid: int) -> None:
+        """Stop every process in it but PID 1, and return when all of them stand.
+
+        PID 1 goes on: it has to notice the caller's end, and to kill.
+
+        Raises:
+            TimeoutError: One did not within 10 seconds, for it is deep in the kernel; all go on.
+        """
+        part = self.part("freezer")
+        assert part is not None
+        deadline = time.monotonic() + _PATIENCE
+        files.write(part.fd, "cgroup.procs", str(init_pid))
+        if part.place.version == 2:
+            files.write(part.fd, f"{INNER}/cgroup.freeze", "1")
+            stands = self._until_frozen(part, deadline)
+        else:
+            name = f"{INNER}/freezer.state"
+            files.write(part.fd, name, "FROZEN")
+            # Reading tries again for who was not ready; nobody can be waited for.
+            stands = _until(lambda: (files.read(part.fd, name) or "FROZEN").strip() == "FROZEN", deadline)
+        if not stands:
+            self.thaw(init_pid)
+            raise TimeoutError(errno.ETIMEDOUT, "a process of the sandbox could not be frozen within 10 seconds")
+
+    def thaw(self, init_pid: int) -> None:
+        """Let everything go on; nothing happens when it does."""
+        part = self.part("freezer")
+        assert part is not None
+        # What PID 1 starts from now on is in the group again.
+        files.write(part.fd, f"{INNER}/cgroup.procs", str(init_pid))
+        if part.place.version == 2:
+            files.write(part.fd, f"{INNER}/cgroup.freeze", "0")
+        else:
+            files.write(part.fd, f"{INNER}/freezer.state", "THAWED")
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether a hierarchy that freezes is among its own."""
+        return self.part("freezer") is not None
+
+    def _pids(self) -> set[int]:
+        part = self.parts[0]
+        texts = [files.read(part.fd, name) or "" for name in ("cgroup.procs", f"{INNER}/cgroup.procs")]
+        return {int(word) for text in texts for word in text.split()}
+
+    def kill(self) -> None:
+        """Kill every process in it."""
+        part = self.parts[0]
+        if part.place.version == 2:
+            try:
+                files.write(part.fd, "cgroup.kill", "1")
+            except FileNotFoundError:  # before Linux 5.14
+                pass
+            else:
+                return
+        for pid in self._pids():
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                # The number may have become somebody else's before the pidfd was made, not after.
+                if pid in self._pids():
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(pidfd)
+
+    def remove(self) -> bool:
+        """Remove it with whatever is left in it; False when something could not be ended in 10 seconds.
+
+        What is left behind is removed by the next sandbox that is launched at the same place.
+        """
+        if self._owner != os.getpid():
+            self._close()
+            return True
+        if all(remove_directories(part.path, part.fd) for part in self.parts):
+            return self._closed()
+        # Whoever shares the caller's pid namespace may outlive PID 1, and the dead may be on their way out.
+        deadline = time.monotonic() + _PATIENCE
+        gone = _until(self._removed, deadline)
+        self._close()
+        return gone
+
+    def _removed(self) -> bool:
+        left = [part for part in self.parts if not remove_directories(part.path, part.fd)]
+        if left:
+            self.kill()
+        return not left
+
+    def _closed(self) -> bool:
+        self._close()
+        return True
+
+    def _close(self) -> None:
+        self.close_inner()
+        parts, self.parts = self.parts, []
+        for part in parts:
+            os.close(part.fd)
+            _drop_made(part.place)
+
+    def give_up(self) -> None:
+        """Let it outlive this object: whoever launches next at the same place removes it when it is empty."""
+        self._close()
+
+    @staticmethod
+    def _until_frozen(part: Part, deadline: float) -> bool:
+        """Wait for the word of cgroup.events; the kernel wakes who polls it."""
+        fd = os.open(f"{INNER}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=part.fd)
+        try:
+            poller = select.poll()
+            poller.register(fd, select.POLLPRI)
+            while b"frozen 1\n" not in os.pread(fd, 4096, 0):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                poller.poll(left * 1000)
+            return True
+        finally:
+            os.close(fd)
+
+
+def _until(done: Callable[[], bool], deadline: float) -> bool:
+    """Ask again and again, ever more seldom, where the kernel has no way to wait."""
+    pause = 0.0005
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+    return True

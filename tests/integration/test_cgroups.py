@@ -1,0 +1,448 @@
+"""Control groups: limits of the whole tree hold, what it used is counted, why it ended is told, nothing is left."""
+
+import errno
+import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import harness
+import payloads
+import plans
+import pytest
+
+from sandbox import Process, Reason, Sandbox, SetupError, UnsupportedError, cgroups
+
+pytestmark = [pytest.mark.needs_userns, pytest.mark.needs_cgroup("memory", "pids")]
+
+MEMORY = 64 << 20
+# Each takes more than MEMORY, in its own way; a few pages at a time, so that nothing but the limit ends it.
+BOMBS = {
+    "anonymous": "kept = []\nwhile True: kept.append(bytearray(1 << 20))",
+    "tmpfs": "with open('/tmp/bomb', 'wb') as f:\n    while True: f.write(bytes(1 << 20)); f.flush()",
+    "memfd": "fd = os.memfd_create('bomb')\nwhile True: os.write(fd, bytes(1 << 20))",
+    "pipes": """
+import fcntl
+ends = []
+while True:
+    r, w = os.pipe()
+    ends += [r, w]
+    try: fcntl.fcntl(w, 1031, 1 << 20)
+    except OSError: pass
+    os.set_blocking(w, False)
+    try:
+        while os.write(w, bytes(65536)): pass
+    except BlockingIOError: pass
+""",
+}
+
+
+def tell_group(process: Process, controller: str, name: str) -> str:
+    with open(os.path.join(process.cgroups[controller], name)) as stream:
+        return stream.read()
+
+
+@pytest.fixture
+def sleeper():
+    with Sandbox().limit(pids=20).popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+# ── limits ──
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_memory_bomb_ends_for_want_of_memory(kind):
+    done = Sandbox().limit(memory=MEMORY, open_files=4096).run(payloads.script(BOMBS[kind]), timeout=60)
+    assert (-signal.SIGKILL, Reason.OOM) == (done.returncode, done.reason), done.detail
+    assert "oom_kill" in done.detail and str(MEMORY) in done.detail
+    assert MEMORY // 2 < done.usage.memory_peak <= MEMORY
+
+
+def test_memory_bomb_runs_without_a_limit():
+    """The positive control: so much memory can be had."""
+    done = Sandbox().run(payloads.script(f"x = bytearray({2 * MEMORY})"), timeout=60)
+    assert (0, Reason.EXITED) == (done.returncode, done.reason)
+
+
+@pytest.mark.needs_kernel(4, 19)
+def test_child_that_is_killed_for_memory_is_told_when_the_command_fails():
+    done = (
+        Sandbox()
+        .limit(memory=MEMORY)
+        .run(["sh", "-c", f"{payloads.PYTHON} -c 'x = bytearray({2 * MEMORY})'; exit 3"], timeout=60)
+    )
+    assert Reason.OOM is done.reason
+    assert done.returncode in {3, -signal.SIGKILL}  # version 2 ends the whole group
+
+
+def test_swap_is_no_way_out():
+    limits = Sandbox().limit(memory=MEMORY).run(["true"]).enforced.limits
+    if "swap" not in limits:
+        with open("/proc/swaps") as stream:
+            assert 1 == len(stream.readlines())
+    else:
+        assert 0 == limits["swap"]
+
+
+def test_fork_bomb_meets_the_limit_and_ends_with_the_sandbox():
+    body = """
+import time
+def bomb():
+    while True:
+        try: pid = os.fork()
+        except BlockingIOError: return
+        if pid == 0:
+            while True: time.sleep(1000)
+bomb()
+print("refused", flush=True)
+"""
+    done = Sandbox().limit(pids=30).run(payloads.script(body), capture_output=True, text=True, timeout=60)
+    assert ("refused\n", Reason.EXITED, 30) == (done.stdout, done.reason, done.usage.pids_peak)
+    assert "pids.max refused" in done.detail
+
+
+def test_threads_count_as_processes():
+    body = """
+import threading, time
+made = 1
+try:
+    while made < 100:
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        made += 1
+except RuntimeError: pass
+say(made)
+os._exit(0)
+"""
+    assert 12 == payloads.tell(Sandbox().limit(pids=12), body)
+    assert 100 == payloads.tell(Sandbox(), body)
+
+
+def test_limit_of_one_process_lets_the_command_run_alone():
+    body = "say(tried(os.fork))"
+    assert "EAGAIN" == payloads.tell(Sandbox().limit(pids=1), body)
+
+
+@pytest.mark.needs_cgroup("cpu")
+def test_share_of_a_processor_throttles():
+    """Of many periods a busy loop is throttled in most; how long it took says nothing on a busy machine."""
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    done = Sandbox().limit(cpus=0.1).run(payloads.script(burn), timeout=110)
+    assert (0, 0.1) == (done.returncode, done.enforced.limits["cpus"])
+    assert done.usage.throttled > 0
+    # A tenth of the time at most, but for the period that had begun: no machine is too slow for that.
+    assert done.usage.cpu_time <= 0.1 * done.usage.wall + 0.2
+    free = Sandbox().limit(pids=20).run(payloads.script(burn), timeout=60)
+    assert not free.usage.throttled
+
+
+@pytest.mark.needs_cgroup("cpuset")
+def test_processors_are_those_of_the_limit_and_cannot_be_left():
+    allowed = sorted(os.sched_getaffinity(0))
+    body = "os.sched_setaffinity(0, {0, 1})\nsay(sorted(os.sched_getaffinity(0)))"
+    assert [allowed[-1]] == payloads.tell(Sandbox().limit(cpuset=[allowed[-1]]), body)
+    with pytest.raises(UnsupportedError, match="cpuset"):
+        Sandbox().limit(cpuset=[4000]).run(["true"])
+
+
+@pytest.mark.needs_cgroup("io")
+def test_rates_of_disks_are_in_force():
+    box = Sandbox().limit(io={"read": "1G", "write:/": "7M"})
+    with box.popen(["sleep", "1000"]) as process:
+        names = ("../blkio.throttle.read_bps_device", "../blkio.throttle.write_bps_device", "io.max")
+        found = [os.path.join(process.cgroups["io"], name) for name in names]
+        text = "".join(pathlib.Path(name).read_text() for name in found if os.path.exists(name))
+        process.kill()
+    assert str(7 << 20) in text and str(1 << 30) in text
+
+
+@pytest.mark.needs_cgroup("io")
+def test_disk_that_is_none_is_named():
+    with pytest.raises(UnsupportedError, match="/proc"):
+        Sandbox().limit(io={"read:/proc": "1M"}).run(["true"])
+
+
+def test_limits_are_read_back_and_the_group_is_named():
+    with Sandbox().limit(memory=MEMORY, pids=9).popen(["sleep", "1000"]) as process:
+        assert {"memory": MEMORY, "pids": 9}.items() <= process.enforced.limits.items()
+        assert f"sandbox-sleep-{os.getpid()}-" in process.enforced.cgroup
+        with open(os.path.join(process.enforced.cgroup, "payload", "cgroup.procs")) as stream:
+            assert {process.init_pid, process.pid} == set(map(int, stream.read().split()))
+        process.kill()
+
+
+def test_without_a_limit_there_is_no_group():
+    with Sandbox().popen(["sleep", "1000"]) as process:
+        assert (None, {}) == (process.enforced.cgroup, process.cgroups)
+        assert None is process.usage().memory_peak
+        process.kill()
+
+
+# ── what the payload can do about it ──
+
+
+def test_payload_sees_neither_its_group_nor_the_file_system():
+    body = "say([open('/proc/self/cgroup').read(), os.path.exists('/sys/fs/cgroup')])"
+    text, exists = payloads.tell(Sandbox().limit(memory=MEMORY, pids=20), body)
+    # What it is not in is the caller's, whose namespace is no secret.
+    with open("/proc/self/cgroup") as stream:
+        callers = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in stream.read().splitlines()}
+    for line in text.splitlines():
+        _, name, path = line.split(":", 2)
+        assert "/" == path, f"{name} of the caller is {callers[name]}"
+    assert not exists
+
+
+def test_payload_that_may_mount_meets_nothing_that_holds_a_limit():
+    """The positive control is in the same run: what it finds, it can write, and it does not matter."""
+    body = """
+import ctypes
+libc.unshare(0x10000000 | 0x00020000)
+for kind, options in (("cgroup", "memory"), ("cgroup2", None)):
+    os.makedirs("/tmp/g", exist_ok=True)
+    if libc.mount(b"none", b"/tmp/g", kind.encode(), 0, options and options.encode()) == 0:
+        for name in ("memory.limit_in_bytes", "memory.max"):
+            if os.path.exists("/tmp/g/" + name):
+                found = tried(open("/tmp/g/" + name, "w").write, "-1" if "limit" in name else "max")
+                print(kind, found, flush=True)
+        libc.umount2(b"/tmp/g", 2)
+kept = []
+while True: kept.append(bytearray(1 << 20))
+"""
+    box = Sandbox().nesting().limit(memory=MEMORY, pids=50)
+    done = box.run(payloads.script(body), capture_output=True, text=True, timeout=60)
+    assert Reason.OOM is done.reason, (done, done.detail)
+
+
+# ── usage ──
+
+
+def test_usage_grows_while_it_runs_and_is_final_at_the_end():
+    body = """
+kept = bytearray(20 << 20)
+sys.stdout.write("x"); sys.stdout.flush()
+sys.stdin.read()
+"""
+    box = Sandbox().limit(memory=MEMORY, pids=20)
+    with box.popen(payloads.script(body), stdin=-1, stdout=-1) as process:
+        assert b"x" == process.stdout.read(1)
+        running = process.usage()
+        process.stdin.close()
+        process.wait()
+        final = process.usage()
+    assert 20 << 20 <= running.memory_peak <= final.memory_peak <= MEMORY
+    assert 0 < running.cpu_time <= final.cpu_time
+    assert 0 < running.wall and 1 <= running.pids_peak <= final.pids_peak
+    assert final == process.result().usage
+    assert final.context_switches > 0
+
+
+def test_usage_counts_what_escaped_the_reaper():
+    """With a SIGKILL to PID 1 nobody reaps; the group has counted all the same."""
+    body = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(1000)"
+    with Sandbox().limit(pids=20).popen(payloads.script(body), stdout=-1) as process:
+        process.stdout.readline()
+        os.kill(process.init_pid, signal.SIGKILL)
+        process.wait()
+        assert Reason.INIT_DIED is process.result().reason
+        assert process.result().usage.cpu_time >= 0.3
+    plain = Sandbox().popen(payloads.script(body), stdout=-1)
+    plain.stdout.readline()
+    os.kill(plain.init_pid, signal.SIGKILL)
+    plain.wait()
+    assert 0 == plain.result().usage.cpu_time
+    plain.close()
+
+
+# ── freeze, thaw, kill ──
+
+
+def frozen(process: Process) -> bool:
+    group = process.cgroups["freezer"]
+    if os.path.exists(os.path.join(group, "freezer.state")):
+        return "FROZEN\n" == tell_group(process, "freezer", "freezer.state")
+    return "frozen 1\n" in tell_group(process, "freezer", "cgroup.events")
+
+
+def test_frozen_sandbox_stands_and_goes_on():
+    body = """
+import time
+print("ready", flush=True)
+for line in sys.stdin: print("heard", flush=True)
+"""
+    with Sandbox().limit(pids=20).popen(payloads.script(body), stdin=-1, stdout=-1, text=True, bufsize=1) as process:
+        assert "ready\n" == process.stdout.readline()
+        process.freeze()
+        assert frozen(process)
+        process.stdin.write("x\n")
+        process.stdin.flush()
+        before = process.usage().cpu_time
+        assert frozen(process) and before == process.usage().cpu_time
+        process.freeze()  # a second time changes nothing
+        process.thaw()
+        assert "heard\n" == process.stdout.readline()
+        assert not frozen(process)
+        process.stdin.close()
+        assert 0 == process.wait()
+        process.freeze()  # it has ended: nothing happens
+        process.thaw()
+
+
+def test_kill_of_a_frozen_sandbox_ends_and_counts_it(sleeper):
+    sleeper.freeze()
+    sleeper.kill()
+    assert (-signal.SIGKILL, Reason.SIGNALED) == (sleeper.returncode, sleeper.result().reason)
+    assert sleeper.result().usage.max_rss > 0  # PID 1 was there to reap
+
+
+def test_vfork_parent_is_frozen_with_its_child():
+    with Sandbox().limit(pids=20).popen(["sh", "-c", "sh -c 'sleep 1000; true'; true"]) as process:
+        process.freeze()
+        assert frozen(process)
+        process.kill()
+
+
+def test_frozen_sandbox_ends_with_its_caller(tmp_path, monkeypatch):
+    out = tmp_path / "pids"
+
+    def launch_and_end():
+        process = Sandbox().limit(pids=20).popen(["sleep", "1000"])
+        payload = process.pid
+        process.freeze()
+        out.write_text(f"{process.init_pid} {payload} {process.enforced.cgroup}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            launch_and_end()
+        finally:
+            os._exit(1)
+    assert signal.SIGKILL == os.WTERMSIG(os.waitpid(pid, 0)[1])
+    *pids, group = out.read_text().split()
+    assert plans.reap_all(10)
+    assert [] == [one for one in pids if os.path.exists(f"/proc/{one}")]
+    # What it left is swept by who comes next.
+    assert os.path.isdir(group)
+    monkeypatch.setattr(cgroups, "_numbers", itertools.count(1 + 100 * cgroups._SWEEP_EVERY))
+    assert 0 == Sandbox().limit(pids=20).run(["true"]).returncode
+    assert not os.path.exists(group)
+
+
+def test_group_of_a_living_owner_is_never_swept(sleeper):
+    for place, _ in cgroups.choose(Sandbox().limit(pids=20)._spec.limits).places:
+        cgroups.sweep(place)
+    assert os.path.isdir(sleeper.enforced.cgroup)
+
+
+def test_freeze_without_a_group_says_how_to_get_one():
+    with Sandbox().popen(["sleep", "1000"]) as process:
+        with pytest.raises(UnsupportedError, match="limit"):
+            process.freeze()
+        process.kill()
+
+
+def test_shared_pid_namespace_ends_with_its_group():
+    """PID 1 is none there: what hides from it is in the group."""
+    box = Sandbox().share("pid").limit(pids=50)
+    script = "for i in 1 2 3; do (setsid sh -c 'sleep 1000 & sleep 1000' &) ; done; echo ready; sleep 1000"
+    with box.popen(["sh", "-c", script], stdout=-1) as process:
+        process.stdout.readline()
+        group = process.enforced.cgroup
+        process.kill()
+    assert not os.path.exists(group)
+
+
+# ── failure ──
+
+
+@pytest.mark.parametrize("limits", [{"memory": MEMORY, "pids": 20}, {"pids": 20}])
+def test_step_of_the_control_group_that_fails_leaves_none(limits):
+    box = Sandbox().limit(**limits)
+    plan = box.plan(["true"])
+    steps = [step for step in plan.steps if step.origin == "control group" or step.call in {"clone", "execve"}]
+    assert {"clone", "unshare", "execve"} <= {step.call for step in steps}
+    for step in steps:
+        with pytest.raises(SetupError) as caught:
+            plans.launch(box, ["true"], plan=plan.with_fault(step.number, errno.EIO))
+        assert step.call in caught.value.call
+        assert [] == harness.own_cgroups()
+
+
+def test_no_descriptor_left_at_any_moment_leaves_no_group():
+    def check():
+        import resource
+
+        box = Sandbox().limit(memory=MEMORY, pids=20)
+        assert 0 == box.run(["true"]).returncode
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        while os.dup(0) <= highest:  # no hole is left below
+            pass
+        highest += 2
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        failures = 0
+        for extra in range(60):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + extra, hard))
+            try:
+                box.run(["true"])
+            except OSError:
+                failures += 1
+            else:
+                break
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            assert [] == harness.own_cgroups(), extra
+        assert 5 < failures < 60
+
+    harness.in_child(check)
+
+
+def test_clone3_that_is_refused_is_done_without(monkeypatch):
+    """A container's filter may not know clone3; PID 1 is put into its group before it is released."""
+    from sandbox import Errno, Filter
+
+    def check():
+        from sandbox import confine
+
+        confine(filter=Filter.default(nesting=True).deny("clone3", action=Errno("ENOSYS")))
+        done = Sandbox().limit(pids=7).run(payloads.script("say(open('/proc/self/cgroup').read())"), timeout=60)
+        assert (0, 7) == (done.returncode, done.enforced.limits["pids"]), done
+
+    harness.in_child(check)
+
+
+def test_unknown_place_is_an_error_that_names_the_way(monkeypatch):
+    monkeypatch.setattr(cgroups, "find", lambda *_: cgroups.Host((), ("version 2: nothing",), "do this"))
+    monkeypatch.setattr(cgroups, "_known", None)
+    with pytest.raises(UnsupportedError) as caught:
+        Sandbox().limit(memory=MEMORY).run(["true"])
+    assert ("version 2: nothing", True) == (caught.value.found, caught.value.fix.startswith("do this"))
+
+
+def test_best_effort_falls_back_to_the_process_and_says_so(monkeypatch):
+    monkeypatch.setattr(cgroups, "find", lambda *_: cgroups.Host((), ("version 2: nothing",), "do this"))
+    monkeypatch.setattr(cgroups, "_known", None)
+    box = Sandbox().limit(memory=MEMORY, pids=30, cpuset=[0], cpus=0.5, io={"read": 1}, best_effort=True)
+    body = """
+import resource
+def take(): bytearray(100 << 20)
+try: take(); took = True
+except MemoryError: took = False
+say([took, resource.getrlimit(resource.RLIMIT_NPROC)[0], sorted(os.sched_getaffinity(0))])
+"""
+    done = box.run(payloads.script(body), capture_output=True, text=True, timeout=60)
+    assert "[false, 31, [0]]\n" == done.stdout, done.stderr
+    words = [missing.split("(")[1].split("=")[0] for missing in done.enforced.missing]
+    assert ["memory", "swap", "pids", "cpus", "cpuset", "io"] == words
+    assert None is done.enforced.cgroup
+
+
+def test_example_of_the_documentation_prints_what_it_says():
+    text = pathlib.Path(harness.REPOSITORY, "docs/limits.md").read_text()
+    program, output = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL).groups()
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (output, "") == (done.stdout, done.stderr)
