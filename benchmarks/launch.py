@@ -269,13 +269,21 @@ def measure_start(settings: Settings) -> Result:
                 row.runs.append(statistics.median(differences) / 1e6)
         except Missing as reason:
             row.note = str(reason)
+    doctor = Row("start", "sandbox doctor", "ms", 2000)
+    try:
+        examine = _program([command, "doctor"])
+        for _ in range(settings.runs):
+            times = interleave({"doctor": examine}, 5)
+            doctor.runs.append(statistics.median(times["doctor"]) / 1e6)
+    except Missing as reason:
+        doctor.note = str(reason)
     eager = Row("start", "imported with it: asyncio, pyroute2", "", 0)
     check = "import sys, sandbox; sandbox.run; print(sum(m in sys.modules for m in ('asyncio', 'pyroute2')))"
     try:
         eager.runs.append(int(_output([*python, check])))
     except Missing as reason:
         eager.note = str(reason)
-    return [*(row for row, *_ in pairs), eager], []
+    return [*(row for row, *_ in pairs), doctor, eager], []
 
 
 def _output(argv: list[str]) -> str:

@@ -73,6 +73,11 @@ def _main(words: list[str]) -> int:
 
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         return cli_seccomp.main(words[1:])
+    if words[0] == "doctor":
+        from sandbox import cli_doctor
+
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        return cli_doctor.main(words[1:])
     subcommand = _subcommand(words[0])
     draft = parse(subcommand, words[1:])
     if draft is None:
@@ -87,7 +92,7 @@ def _subcommand(word: str) -> Subcommand:
     for subcommand in SUBCOMMANDS:
         if word == subcommand:
             return subcommand
-    known = " or sandbox ".join((*SUBCOMMANDS, "seccomp"))
+    known = " or sandbox ".join((*SUBCOMMANDS, "doctor", "seccomp"))
     raise OptionError(
         f"there is no {'option' if word.startswith('-') else 'subcommand'} {word}\n"
         f"  hint: it is sandbox {known}; to run a program: sandbox run -- {word}"

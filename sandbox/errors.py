@@ -25,6 +25,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
+    from sandbox.causes import Cause
     from sandbox.result import Result
 
 
@@ -53,6 +54,7 @@ class SetupError(SandboxError, OSError):
         call: The system call with its arguments, as `print(plan)` shows it.
         origin: The builder call that asked for the step.
         hint: Most likely cause and what to do, or None.
+        cause: What of the host stands in the way, as `sandbox doctor` says it; None when that is not known.
         filename: The path concerned; `args[0]` of the command when no such program exists.
     """
 
@@ -61,6 +63,7 @@ class SetupError(SandboxError, OSError):
     call: str
     origin: str
     hint: str | None
+    cause: "Cause | None"
 
     def __new__(cls, errno: int = 0, *_: object, **__: object) -> Self:
         """Pick the class that is also the OSError subclass of `errno`."""
@@ -75,7 +78,7 @@ class SetupError(SandboxError, OSError):
         steps: int = 0,
         call: str = "",
         origin: str = "",
-        hint: str | None = None,
+        hint: "str | Cause | None" = None,
         filename: str | None = None,
     ) -> None:
         super().__init__(errno, os.strerror(errno))
@@ -83,7 +86,8 @@ class SetupError(SandboxError, OSError):
         self.steps = steps
         self.call = call
         self.origin = origin
-        self.hint = hint
+        self.cause = None if hint is None or isinstance(hint, str) else hint
+        self.hint = None if hint is None else str(hint)
         if filename is not None:
             self.filename = filename
 
@@ -94,7 +98,7 @@ class SetupError(SandboxError, OSError):
             "steps": self.steps,
             "call": self.call,
             "origin": self.origin,
-            "hint": self.hint,
+            "hint": self.cause or self.hint,
             "filename": self.filename,
         }
         return _rebuild_setup_error, (self.errno or 0, state)
@@ -126,20 +130,22 @@ class UnsupportedError(SandboxError, OSError):
         needed: What it needs.
         found: What this host has.
         fix: What to do, or None when nothing can be done here.
+        cause: Both as `sandbox doctor` says it; None when the host is not what stands in the way.
     """
 
     def __init__(
-        self, feature: str = "", *, needed: str = "", found: str = "", fix: str | None = None, errno: int = 0
+        self, feature: str = "", *, needed: str = "", found: "str | Cause" = "", fix: str | None = None, errno: int = 0
     ) -> None:
         super().__init__(errno or _errno.ENOSYS, feature)
         self.feature = feature
         self.needed = needed
-        self.found = found
-        self.fix = fix
+        self.cause = None if isinstance(found, str) else found
+        self.found = found if isinstance(found, str) else found.text
+        self.fix = fix if fix is not None or self.cause is None else self.cause.fix
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with the keyword arguments."""
-        state = {"needed": self.needed, "found": self.found, "fix": self.fix, "errno": self.errno or 0}
+        state = {"needed": self.needed, "found": self.cause or self.found, "fix": self.fix, "errno": self.errno or 0}
         return _rebuild_unsupported_error, (self.feature, state)
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ Run commands in Linux sandboxes.
 
 **usage:** sandbox **run** [options] -- COMMAND    run a command in a new sandbox
        sandbox **plan** [options] -- COMMAND   print the system calls, run nothing
+       sandbox **doctor** [--json]             what works on this host, and why not
        sandbox **seccomp** ACTION FILTER       show, simulate, diff, convert filters
        sandbox **--version** | **--help**
 
@@ -45,6 +46,19 @@ Print the system calls that `sandbox run` would make, in order. Nothing runs.
   sandbox plan --format json --bind /srv:/data -- make | jq .steps[].call
 """,
 }
+
+_DOCTOR: Final = """\
+Say what works on this host, what stands in the way of the rest, and what to do
+about it. Each thing is tried in a process that is thrown away.
+
+**usage:** sandbox doctor [--json]
+
+  **--json**                      the same for programs
+
+**Exit status**
+  0 when all works that `sandbox run` needs, else 1: what only some options need
+  may be missing.
+"""
 
 _END: Final[dict[Subcommand, str]] = {
     "run": """\
@@ -92,6 +106,11 @@ def text(subcommand: Subcommand | None, stream: TextIO) -> str:
         lines.append("")
     lines.append(_END[subcommand])
     return _marked("\n".join(lines), _colours(stream))
+
+
+def doctor(stream: TextIO) -> str:
+    """Return the help of `sandbox doctor`, for a stream."""
+    return _marked(_DOCTOR, _colours(stream))
 
 
 def _marked(text: str, colours: bool) -> str:

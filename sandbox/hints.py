@@ -2,53 +2,10 @@
 
 import errno as e
 import os
+from typing import TYPE_CHECKING
 
-
-def _sysctl(name: str) -> str | None:
-    try:
-        with open(f"/proc/sys/{name}") as stream:
-            return stream.read().strip()
-    except OSError:
-        return None
-
-
-def _apparmor_restricts() -> bool:
-    return _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1"
-
-
-def _no_user_namespaces() -> str:
-    if _apparmor_restricts():
-        return (
-            "AppArmor restricts user namespaces to programs with a profile"
-            " (kernel.apparmor_restrict_unprivileged_userns is 1); give this program one, or run as root"
-        )
-    if _sysctl("kernel/unprivileged_userns_clone") == "0":
-        return "user namespaces are off for unprivileged users (kernel.unprivileged_userns_clone is 0)"
-    if _sysctl("user/max_user_namespaces") == "0":
-        return "user namespaces are off (user.max_user_namespaces is 0)"
-    if os.geteuid() != 0 and _in_chroot():
-        return "the caller runs in a chroot, where the kernel refuses new user namespaces"
-    return "a seccomp filter or a security module of the caller refuses new namespaces, as in a Docker container"
-
-
-def _in_chroot() -> bool:
-    try:
-        with open("/proc/self/mountinfo") as stream:
-            return not any(line.split()[4] == "/" for line in stream)
-    except OSError:
-        return False
-
-
-def _clone(number: int) -> str | None:
-    if number in {e.EPERM, e.EACCES}:
-        return _no_user_namespaces()
-    if number in {e.ENOSPC, e.EUSERS}:
-        return "a limit on namespaces is reached: user.max_*_namespaces, or 32 nested levels of user or pid namespaces"
-    if number == e.EAGAIN:
-        return "the limit on processes is reached: RLIMIT_NPROC, kernel.pid_max or pids.max of the control group"
-    if number == e.EINVAL:
-        return "the kernel was built without one of these namespaces"
-    return None
+if TYPE_CHECKING:
+    from sandbox.causes import Cause
 
 
 def _execve(program: str, path: str, number: int) -> str | None:
@@ -111,12 +68,6 @@ _BY_CALL: dict[tuple[str, int], str] = {
     ("sethostname", e.EPERM): "the host name belongs to the caller's uts namespace, which is shared",
     ("setgroups", e.EPERM): "the groups cannot be dropped in this user namespace",
     ("keyctl", e.EDQUOT): "the caller's quota of kernel keys is used up (kernel.keys.maxkeys)",
-    ("fstatfs", e.ENOSYS): "the kernel is too old",
-    ("seccomp_listen", e.EBUSY): (
-        "the caller runs under a filter that has a supervisor; the kernel allows one for all filters of a process"
-    ),
-    ("seccomp_listen", e.EINVAL): "observe(), and filters that say Notify, need Linux 5.19",
-    ("landlock_restrict_self", e.E2BIG): "the kernel stacks 16 layers of Landlock, and the caller's own count, too",
     ("check_lifeline", e.EPIPE): "the process that launched ended meanwhile",
     ("await_release", e.EPIPE): "stage 1 was killed from outside before its work was done",
 }
@@ -125,8 +76,8 @@ _BY_CALL: dict[tuple[str, int], str] = {
 _NO_PTY = frozenset({e.ENOENT, e.ENOTTY, e.ENOTDIR, e.EACCES, e.ENODEV, e.ENXIO, e.EISDIR, e.ELOOP, e.EXDEV, e.EROFS})
 
 
-def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "") -> str | None:
-    """Return the hint for a failed step, or None.
+def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "") -> "str | Cause | None":
+    """Return the hint for a failed step, or None; a cause where the host is known to be it.
 
     Args:
         call: Name of the system call or operation; "execve" and "launch" have arguments of their own.
@@ -134,12 +85,18 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         number: The errno.
         origin: The builder call that asked for it.
     """
+    from sandbox import causes
+
+    cause = causes.find(call, args, number)
+    if cause is not None:
+        return cause
     if call == "clone":
-        if number == e.EPERM and "CLONE_NEWUSER" not in repr(args[0]):
-            return 'without a user namespace of its own, only root can make a sandbox; leave out share("user")'
-        return _clone(number)
-    if call == "unshare" and origin == "network":
-        return _clone(number)
+        if number in {e.EPERM, e.EACCES}:
+            return "the kernel itself refuses new user namespaces: a security module, or a chroot that does not show"
+        if number == e.EINVAL:
+            return "the kernel was built without one of these namespaces"
+    if call in {"clone", "launch", "fork_payload", "execve"} and number == e.EAGAIN:
+        return "the limit on processes is reached: RLIMIT_NPROC, kernel.pid_max or pids.max of the control group"
     if call == "execve":
         return _execve(str(args[0]), str(args[1]), number)
     if origin == "pty":
@@ -149,20 +106,8 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
             return "a terminal needs a devpts of the sandbox's own, which .dev() mounts at /dev/pts"
     if call == "openat" and number == e.ENOENT and origin == ".landlock()":
         return "the path of a rule must exist inside of the sandbox; best_effort=True leaves out what is missing"
-    if call in {"fsmount", "fsconfig", "fsopen"} and number == e.EPERM and "proc" in origin:
-        return (
-            "the kernel mounts a new /proc only where the caller's own is wholly visible; in a container with"
-            " masked paths (Docker: --security-opt systempaths=unconfined) it is not"
-        )
-    mounting = call in {"fsmount", "fsconfig", "fsopen", "mount_setattr", "pivot_root"}
-    if number in {e.EPERM, e.EACCES} and mounting and _apparmor_restricts():
-        return _no_user_namespaces()
     if number == e.ENOSPC and call in {"move_mount", "open_tree", "fsmount"}:
         return "the limit on mounts of one namespace is reached (fs.mount-max)"
-    if number == e.ENOSYS:
-        return f"the kernel, or a seccomp filter of the caller, does not offer {call}; Linux 5.12 is the least"
-    if number in {e.EMFILE, e.ENFILE}:
-        return "the limit on open descriptors is reached (RLIMIT_NOFILE, fs.file-max)"
     if number == e.ENOMEM:
         return "no memory left for the kernel, or for the control group of the caller"
     return _BY_CALL.get((call, number))

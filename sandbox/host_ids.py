@@ -39,11 +39,12 @@ def caller(spec: Spec) -> Caller:
     if needed & ~capget().effective:
         if spec.host_root:
             return Caller(uid, gid, privileged=False)
+        from sandbox.causes import cause
+
         raise UnsupportedError(
             "a sandbox launched by uid 0 without root's capabilities",
             needed="CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, to give the sandbox another host uid than 0",
-            found="uid 0 without them",
-            fix="run as another user, or say user(host_root=True)",
+            found=cause("capabilities"),
             errno=errno.EPERM,
         )
     if spec.host_root and _setgroups_denied():
@@ -61,22 +62,27 @@ def _setgroups_denied() -> bool:
 _next_id = int.from_bytes(os.urandom(4), "little") >> 5
 
 
-def _host_ids() -> range:
+def host_ids() -> range:
     """Return the ids to choose from: all of this user namespace's when it has fewer than the usual ones."""
-    ends = []
-    for name in ("uid_map", "gid_map"):
-        with open(f"/proc/self/{name}") as stream:
-            extents = [tuple(map(int, line.split())) for line in stream]
-        ends.append(max((start + count for start, _, count in extents), default=0))
-    end = min(ends)
+    from sandbox.causes import cause
+    from sandbox.facts import last_id
+
+    last = last_id()
+    if last is None:
+        raise UnsupportedError(
+            "a fresh host uid for the sandbox",
+            needed="/proc/self/uid_map, to know which ids there are",
+            found=cause("proc-missing"),
+            errno=errno.ENOENT,
+        )
+    end = last + 1
     if end > _HOST_IDS.stop:
         return _HOST_IDS
     if end < 2000:
         raise UnsupportedError(
             "a fresh host uid for the sandbox",
             needed="a range of ids in /proc/self/uid_map and gid_map",
-            found=f"ids up to {end - 1} only",
-            fix="give the outer container a range of ids, or say user(host_root=True)",
+            found=cause("few-ids", last=end - 1),
             errno=errno.EPERM,
         )
     return range(end // 2, end - 1)
@@ -102,5 +108,5 @@ def _host_ids_cached() -> range:
     global _ids
     pid = os.getpid()
     if _ids is None or _ids[0] != pid:
-        _ids = pid, _host_ids()
+        _ids = pid, host_ids()
     return _ids[1]

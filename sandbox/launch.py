@@ -34,6 +34,18 @@ def _error(call: str) -> OSError:
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
+def _launch_error(number: int, call: str, operation: str = "launch") -> SetupError:
+    return SetupError(number, call=call, origin="launch", hint=hint_for(operation, (), number))
+
+
+def explained(error: OSError) -> OSError:
+    """Return what to raise for an error before the plan: one for want of descriptors says so, whatever the call."""
+    if error.errno not in {errno.EMFILE, errno.ENFILE} or isinstance(error, SetupError):
+        return error
+    call = str(error.filename or error).partition(":")[0]
+    return SetupError(error.errno, call=call, origin="launch", hint=hint_for("launch", (), error.errno))
+
+
 # Held while a descriptor that is kept between launches is looked at, made again or given up.
 kept_lock = threading.RLock()
 
@@ -100,11 +112,19 @@ class _InitProgram:
         with kept_lock:
             kept = self._kept
             if kept is None or not kept.valid():
+                from sandbox.facts import apparmor_restricts
+
+                # What allows user namespaces by path has to see one.
+                if apparmor_restricts():
+                    self._only_file = True
+                    return -1
                 with open(_INIT_PATH, "rb") as stream:
                     program = stream.read()
                 fd = lib.launch_memfd(b"sandbox-init", program, len(program), 0, ffi.NULL, 0, 1)
                 if fd < 0:
-                    raise _error("memfd_create")
+                    if self.refused(ffi.errno):
+                        return -1
+                    raise _launch_error(ffi.errno, "memfd_create(init)")
                 kept = self._kept = Kept(fd)
             return kept.fd
 
@@ -130,7 +150,7 @@ def _own_pidfd() -> int:
             return _lifeline[1].fd
         fd: int = lib.launch_pidfd_self()
         if fd < 0:
-            raise _error("pidfd_open")
+            raise _launch_error(ffi.errno, "pidfd_open", "pidfd_open")
         # Of this very process the same number may have come back: nothing to close then.
         if _lifeline is not None and _lifeline[0] != pid:
             _lifeline[1].close()
@@ -198,7 +218,7 @@ class ControlChannel:
 def _socketpair() -> tuple[int, int]:
     pair = ffi.new(_PAIR)
     if lib.launch_socketpair(pair) < 0:
-        raise _error("socketpair")
+        raise _launch_error(ffi.errno, "socketpair", "socketpair")
     return pair[0], pair[1]
 
 
@@ -210,7 +230,7 @@ def claim(name: str) -> int | None:
         return fd
     if ffi.errno == errno.EADDRINUSE:
         return None
-    raise _error("bind")
+    raise _launch_error(ffi.errno, "bind", "bind")
 
 
 def _spawn(image: bytearray, slots: Sequence[int], stage: Any) -> None:
@@ -223,12 +243,7 @@ def _spawn(image: bytearray, slots: Sequence[int], stage: Any) -> None:
             return
         number = ffi.errno
         if not _init_program.refused(number):
-            raise SetupError(
-                number,
-                call="execveat(init)" if fd >= 0 else f'execve("{_INIT_PATH}")',
-                origin="launch",
-                hint=hint_for("launch", (), number),
-            )
+            raise _launch_error(number, "execveat(init)" if fd >= 0 else f'execve("{_INIT_PATH}")')
 
 
 class Setup:
@@ -259,6 +274,8 @@ class Setup:
             slots[0] = theirs
             slots[1] = _own_pidfd()
             _spawn(self._template.image(self._command), slots, self._stage)
+        except OSError as error:
+            raise explained(error) from None
         finally:
             os.close(theirs)
 
@@ -347,7 +364,7 @@ class Setup:
         else:
             call, hint = str(step), hint_for(step.call, step.args, record.error, step.origin)
             filename = next((a for a in step.args if type(a) is str and a.startswith("/")), None)
-        if text:
+        if text and (hint is None or isinstance(hint, str)):
             hint = f"{text}\n        {hint}" if hint else text
         return SetupError(
             record.error,

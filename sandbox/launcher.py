@@ -195,7 +195,10 @@ class Launcher:
         Raises:
             SetupError: A step failed; the payload has not run and nothing is left behind.
         """
-        prepared = self.prepare(order, streams)
+        try:
+            prepared = self.prepare(order, streams)
+        except OSError as error:
+            raise launch.explained(error) from None
         compiled = prepared.compiled
         try:
             process = launch.start(

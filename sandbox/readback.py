@@ -4,24 +4,17 @@
 reads of another process, and tests what no machine at hand shows.
 """
 
-import errno
 import math
 import os
 import re
-import threading
 from collections.abc import Mapping
 from typing import Final
 
 from sandbox.capabilities import capability_names
 from sandbox.errors import UnsupportedError
-from sandbox.primitives.landlock import (
-    LANDLOCK_MAX_LAYERS,
-    LandlockAccessFs,
-    landlock_abi,
-    landlock_create_ruleset,
-    landlock_restrict_self,
-)
-from sandbox.primitives.process import PR_GET_DUMPABLE, PR_GET_SECUREBITS, PR_SET_NO_NEW_PRIVS, prctl
+from sandbox.facts import count_landlock_layers
+from sandbox.primitives.landlock import landlock_abi
+from sandbox.primitives.process import PR_GET_DUMPABLE, PR_GET_SECUREBITS, prctl
 from sandbox.result import Enforced, Mount
 
 __all__ = ["count_landlock_layers", "read_enforced"]
@@ -164,40 +157,3 @@ def _descriptors() -> tuple[int, ...]:
             continue
         found.append(int(name))
     return tuple(sorted(found))
-
-
-def count_landlock_layers() -> int:
-    """Return how many Landlock rulesets restrict the calling thread.
-
-    The kernel has no call for it, but it takes no more than 16: a thread that inherits this one's tries how
-    many more fit, and takes them away with it when it ends.
-
-    Raises:
-        OSError: ENOSYS or EOPNOTSUPP (no Landlock), or what a filter refuses with.
-    """
-    answer: list[int | OSError] = []
-    thread = threading.Thread(target=_stack_layers, args=(answer,), name="landlock-layers")
-    thread.start()
-    thread.join()
-    fitted = answer[0]
-    if isinstance(fitted, OSError):
-        raise fitted
-    return LANDLOCK_MAX_LAYERS - fitted
-
-
-def _stack_layers(answer: list[int | OSError]) -> None:
-    try:
-        prctl(PR_SET_NO_NEW_PRIVS, 1)  # this thread's alone
-        ruleset = landlock_create_ruleset(LandlockAccessFs.EXECUTE)
-    except OSError as error:
-        answer.append(error)
-        return
-    fitted = 0
-    try:
-        while True:
-            landlock_restrict_self(ruleset)
-            fitted += 1
-    except OSError as error:
-        answer.append(fitted if error.errno == errno.E2BIG else error)
-    finally:
-        os.close(ruleset)

@@ -1,4 +1,4 @@
-"""Make, join and explore namespaces: unshare(2), setns(2), clone3(2), ioctl_nsfs(2)."""
+"""Make, join and explore namespaces: unshare(2), setns(2), clone(2), clone3(2), ioctl_nsfs(2)."""
 
 import signal
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from sandbox._native import ffi, lib
 from sandbox.primitives._call import Fd, check, fd_of, in_range
 
-__all__ = ["CloneFlags", "MntNsInfo", "unshare", "setns", "clone3"]
+__all__ = ["CloneFlags", "MntNsInfo", "unshare", "setns", "clone", "clone3"]
 __all__ += ["ns_get_userns", "ns_get_parent", "ns_get_nstype"]
 __all__ += ["ns_get_owner_uid", "ns_get_mntns_id", "ns_get_id"]
 __all__ += ["ns_get_pid_from_pidns", "ns_get_tgid_from_pidns", "ns_get_pid_in_pidns", "ns_get_tgid_in_pidns"]
@@ -218,6 +218,42 @@ def clone3(
     fd = ffi.new("int *", -1)
     pid = check(lib.sandbox_clone3(flags, exit_signal, tids, len(set_tid), group, fd))
     return (pid, fd[0]) if pidfd else pid
+
+
+def clone(flags: int = 0, *, exit_signal: int = signal.SIGCHLD) -> int:
+    """Copy the process, as `clone3` does, by the older call: filters that refuse clone3 can judge its flags.
+
+    Args:
+        flags: CloneFlags below 2**32 that a copy can have, no CLONE_PIDFD.
+        exit_signal: What the parent gets when the child ends, 1 to 64, or 0 for none.
+
+    Raises:
+        ValueError: A flag that a copy cannot have, or CLONE_PIDFD.
+        OSError: EPERM (CAP_SYS_ADMIN is missing, or user namespaces are forbidden here), EINVAL (flags that
+            contradict each other, a namespace that the kernel was built without), EAGAIN (RLIMIT_NPROC,
+            pids.max), ENOSPC (user.max_*_namespaces, nested too deep).
+
+    See clone(2). Since Linux 1.0.
+    """
+    in_range(flags, 0, 2**32 - 1, "flags")
+    if flags & (_NOT_LIKE_FORK | CloneFlags.PIDFD | 0xFF):
+        raise ValueError(f"flags must be ones that a copy of the process can have, got {CloneFlags(flags)!r}")
+    in_range(exit_signal, 0, 64, "exit_signal")
+    return check(lib.sandbox_clone(flags, exit_signal))
+
+
+def clone_answer(flags: int) -> int:
+    """Return the errno that clone gives for flags that the kernel itself always refuses with EINVAL.
+
+    So anything else is the answer of a seccomp filter that looks at the flags. No process is ever made.
+
+    Args:
+        flags: CloneFlags below 2**32; CLONE_FS and CLONE_SIGHAND without CLONE_VM make them impossible.
+
+    See clone(2). Since Linux 2.6.0.
+    """
+    in_range(flags, 0, 2**32 - 1, "flags")
+    return int(lib.sandbox_clone_answer(flags))
 
 
 def ns_get_userns(fd: Fd) -> int:

@@ -2,6 +2,7 @@ import errno
 
 import pytest
 
+from sandbox import kernel as k
 from sandbox.hints import hint_for
 
 
@@ -11,10 +12,9 @@ from sandbox.hints import hint_for
         ("open_tree", (), errno.ENOENT, ".bind()", "optional=True"),
         ("move_mount", (), errno.ENOTDIR, "", "a file on a file"),
         ("move_mount", (), errno.ENOSPC, "", "fs.mount-max"),
-        ("clone", ("CLONE_NEWUSER",), errno.ENOSPC, "", "32 nested"),
-        ("clone", ("CLONE_NEWUSER",), errno.EAGAIN, "", "RLIMIT_NPROC"),
-        ("clone", ("CLONE_NEWNS",), errno.EPERM, "", "share("),
-        ("fsmount", (), errno.EPERM, ".proc()", "Docker"),
+        ("clone", (k.CLONE_NEWUSER,), errno.ENOSPC, "", "32 nested"),
+        ("clone", (k.CLONE_NEWUSER,), errno.EAGAIN, "", "RLIMIT_NPROC"),
+        ("clone", (k.CLONE_NEWNS,), errno.EPERM, "", "share("),
         ("execve", ("no-such", "/bin"), errno.ENOENT, "", "PATH (/bin)"),
         ("execve", ("/no/such", "/bin"), errno.ENOENT, "", "interpreter"),
         ("execve", ("sh", "/nowhere"), errno.ENOENT, "", "bind_readonly"),
@@ -22,7 +22,7 @@ from sandbox.hints import hint_for
         ("execve", ("x", ""), errno.ENOEXEC, "", "#!"),
         ("execve", ("x", ""), errno.E2BIG, "", "128 KiB"),
         ("execve", ("x", ""), errno.ETXTBSY, "", "writing"),
-        ("fsopen", (), errno.ENOSYS, "", "fsopen"),
+        ("fsopen", (), errno.ENOSYS, "", "without fsopen"),
         ("socket", (), errno.EMFILE, "", "RLIMIT_NOFILE"),
         ("write", (), errno.ENOMEM, "", "memory"),
         ("openat2", (), errno.ELOOP, "", "symbolic link"),
@@ -31,11 +31,10 @@ from sandbox.hints import hint_for
         ("openat", (), errno.ENOENT, ".landlock()", "best_effort=True"),
         ("landlock_restrict_self", (), errno.E2BIG, "", "16 layers"),
         ("seccomp_listen", (), errno.EBUSY, "", "supervisor"),
-        ("seccomp_listen", (), errno.EINVAL, "", "5.19"),
     ],
 )
 def test_hint_names_the_likely_cause(call, args, number, origin, said):
-    assert said in hint_for(call, args, number, origin)
+    assert said in str(hint_for(call, args, number, origin))
 
 
 def test_hint_for_the_unknown_is_none():
