@@ -58,6 +58,16 @@ def _run_default() -> Contender:
     return lambda: sandbox.run([PROGRAM], check=True)
 
 
+def _popen_default() -> Contender:
+    import sandbox
+
+    def contender() -> None:
+        with sandbox.popen([PROGRAM]) as process:
+            assert process.wait() == 0
+
+    return contender
+
+
 # ---- limit.c
 
 _library: ctypes.CDLL | None = None
@@ -223,6 +233,7 @@ CONTENDERS: Mapping[str, Callable[[], Contender]] = {
     "the job": lambda: _run(the_job()),
     "the job, no netns": lambda: _run(the_job().share("net")),
     "sandbox.run": _run_default,
+    "popen and wait": _popen_default,
     "limit": lambda: _limit(*_BEST),
     "limit, no netns": lambda: _limit("--cached", "--share", "net"),
     "bwrap": _bwrap,

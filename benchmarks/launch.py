@@ -120,6 +120,7 @@ def measure_launch(settings: Settings) -> Result:
         (Row("launch", "the job / limit", "x", 1.30, 1.15), "the job", "limit"),
         (Row("launch", f"the job / limit, {bare}", "x", 1.55, 1.35), "the job, no netns", "limit, no netns"),
         (Row("launch", "sandbox.run / limit", "x", 1.60), "sandbox.run", "limit"),
+        (Row("launch", "popen and wait / sandbox.run", "x", 1.05), "popen and wait", "sandbox.run"),
         (Row("launch", "bwrap / the job", "x", 2.2, 3.0, more_is_better=True), "bwrap", "the job"),
     ]
     for _ in range(settings.runs):

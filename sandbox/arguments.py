@@ -171,3 +171,19 @@ def host_name(name: str, what: str) -> str:
 def quoted(text: str) -> str:
     """Show a text as a builder call would hold it."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def process_name(name: Any) -> str:
+    """Return the name of a process, which may become a file's.
+
+    Raises:
+        TypeError: Not a str.
+        ValueError: Not 1 to 64 letters, digits, ".", "_" and "-", or beginning with "." or "-".
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError(
+            f'name must have 1 to 64 letters, digits, ".", "_" and "-", and not begin with "." or "-", got {name!r}'
+        )
+    return name

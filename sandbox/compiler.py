@@ -507,7 +507,10 @@ class _Compiler:
             program.call("read_limits")
         program.origin = "payload"
         if self.variant.hold:
+            # Meanwhile the caller, who may be no more than the same user, reads back what is in force.
+            program.call("prctl", k.PR_SET_DUMPABLE, 1, 0, 0, 0)
             program.call("hold")
+            program.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0)
         program.call("rt_sigprocmask", k.SIG_SETMASK, program.data(bytes(8), "[]"), 0, 8)
         # The call after the filter is execve, and no other.
         self._filter()

@@ -48,19 +48,26 @@ class Exchange:
         self._chunks: dict[int, list[bytes]] = {}
         self._stdin = stdin
         self._in = -1
-        self._out = stdout.fileno() if stdout is not None else -1
-        self._err = stderr.fileno() if stderr is not None else -1
-        for fd in (self._out, self._err):
-            if fd >= 0:
-                self._chunks[fd] = []
-                self.waiting[fd] = select.POLLIN
-        if stdin is not None:
+        self._out = self._listen(stdout)
+        self._err = self._listen(stderr)
+        if stdin is not None and (self._input or not stdin.closed):
+            _flush(stdin)
             if self._input:
                 self._in = stdin.fileno()
                 os.set_blocking(self._in, False)
                 self.waiting[self._in] = select.POLLOUT
             else:
                 close_stream(stdin)
+
+    def _listen(self, stream: IO[Any] | None) -> list[bytes] | None:
+        """Return where the output of a stream goes; nothing comes from one that the caller has closed."""
+        if stream is None:
+            return None
+        chunks: list[bytes] = []
+        if not stream.closed:
+            self._chunks[stream.fileno()] = chunks
+            self.waiting[stream.fileno()] = select.POLLIN
+        return chunks
 
     def ready(self, fd: int) -> bool:
         """Do what a descriptor is ready for; False when it is done with: stop waiting for it, then `finish` it."""
@@ -105,12 +112,25 @@ class Exchange:
                     pass
             except BlockingIOError:  # a copy of the other end lives on outside of the sandbox
                 continue
+        # Not a second time: the caller may close them now.
+        self.waiting.clear()
+        if self._in >= 0 and self._stdin is not None:
+            self._in = -1
+            close_stream(self._stdin)
 
     def output(self) -> tuple[bytes | None, bytes | None]:
         """Return what stdout and stderr said so far; None for what is no pipe."""
-        out = b"".join(self._chunks[self._out]) if self._out >= 0 else None
-        err = b"".join(self._chunks[self._err]) if self._err >= 0 else None
-        return out, err
+        return (
+            None if self._out is None else b"".join(self._out),
+            None if self._err is None else b"".join(self._err),
+        )
+
+
+def _flush(stream: IO[Any]) -> None:
+    try:
+        stream.flush()
+    except BrokenPipeError:  # nobody reads any more
+        return
 
 
 def close_stream(stream: IO[Any]) -> None:

@@ -16,13 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox._native import ffi, lib
-from sandbox.compiler import Layers
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
 from sandbox.plan import SLOTS_OFFSET, TAG_TERMINAL, Command, Template
-from sandbox.process import Process
-from sandbox.records import R_ENDED, R_FAILED, R_FD, R_HELD, R_INIT, R_STARTED, Record, parse_identity, parse_record
-from sandbox.result import Enforced
+from sandbox.records import R_ENDED, R_FAILED, R_FD, R_HELD, R_INIT, R_STARTED, Record, parse_record
 from sandbox.streams import close_all
 
 _PAIR, _NUMBERS, _MESSAGE = map(ffi.typeof, ("int[2]", "int[]", "struct launch_message *"))
@@ -252,10 +249,11 @@ class Setup:
     Not waiting for anything by itself, it serves the blocking launch and the asyncio one alike.
     """
 
-    def __init__(self, template: Template, command: Command, *, listens: bool = False) -> None:
+    def __init__(self, template: Template, command: Command, *, listens: bool = False, held: bool = False) -> None:
         self._template = template
         self._command = command
-        self._listens = listens
+        # Who is held installs his filter later.
+        self._listens = listens and not held
         self._builds = not template.plan.segments[2]
         self._stage = ffi.new(_PAIR, (-1, -1))
         self.control = ControlChannel(-1)
@@ -471,48 +469,23 @@ def _run_setup(setup: Setup) -> None:
             return
 
 
-def start(
-    template: Template,
-    command: Command,
-    args: Any,
-    slots: list[int],
-    layers: Layers,
-    listens: bool = False,
-) -> Process[Any]:
-    """Launch a plan; return when its program has been executed.
+def run(setup: Setup, slots: list[int]) -> None:
+    """Launch, and return when the program has been executed or is held.
 
     Args:
-        template: The plan, encoded.
-        command: What differs from launch to launch.
-        args: The command as the caller gave it.
+        setup: The launch.
         slots: The descriptors, -1 for none; they stay the caller's. The first two are filled in here.
-        layers: What the plan installs beside what the self-check reads.
-        listens: The filter has a listener: return, too, when it asks about execve, which then waits for an answer.
 
     Raises:
         SetupError: A step failed; the payload has not run and nothing is left behind.
     """
-    setup = Setup(template, command, listens=listens)
     try:
         setup.begin(slots)
         _run_setup(setup)
         setup.reap_stage()
-        enforced = parse_identity(setup.identity, layers) if setup.identity else Enforced()
     except BaseException:
         setup.abort()
         raise
-    process: Process[Any] = Process(args, setup.control, setup.init_pid, setup.init_pidfd, enforced)
-    process.layers = layers
-    process.failed = setup.failed
-    if listens:
-        process.listener = setup.fds.pop()
-    if setup.terminal >= 0:
-        from sandbox.terminal import Terminal
-
-        process.terminal = Terminal(setup.terminal)
-    if setup.ended is not None:
-        process._take(setup.ended)
-    return process
 
 
 def build(template: Template, command: Command) -> list[int]:

@@ -1,6 +1,7 @@
 """From what a `Sandbox` says to a launch: what was compiled of it, and root trees that are kept between launches."""
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sandbox import host, launch
@@ -17,9 +18,12 @@ from sandbox.compiler import (
 )
 from sandbox.errors import FilterError, SetupError
 from sandbox.host_ids import caller, claim_host_id
+from sandbox.launch import Setup
 from sandbox.limits import asks_group, refuse
 from sandbox.plan import Command, Plan, Template, candidates
 from sandbox.process import Process
+from sandbox.records import parse_identity
+from sandbox.result import Enforced
 from sandbox.runner import Environment, Order
 from sandbox.streams import Streams, close_all
 
@@ -200,10 +204,9 @@ class Launcher:
         except OSError as error:
             raise launch.explained(error) from None
         compiled = prepared.compiled
+        setup = Setup(prepared.template, prepared.command, listens=compiled.listens, held=order.hold)
         try:
-            process = launch.start(
-                prepared.template, prepared.command, order.args, prepared.slots, compiled.layers, compiled.listens
-            )
+            launch.run(setup, prepared.slots)
         except SetupError as error:
             self.failed(prepared, error)
             raise
@@ -212,11 +215,38 @@ class Launcher:
             raise
         finally:
             prepared.close()
-        if prepared.group is not None:
-            process.adopt(prepared.group)
-        if compiled.listens:
-            self._supervise(process, prepared.cache.who)
+        enforced = parse_identity(setup.identity, compiled.layers) if setup.identity else Enforced()
+        process: Process[Any] = Process(
+            order.args, setup.control, setup.init_pid, setup.init_pidfd, enforced, name=order.name, held=order.hold
+        )
+        self.complete(process, setup, prepared)
         return process
+
+    def complete(self, process: Process[Any], setup: Setup, prepared: Prepared) -> None:
+        """Give a process what its launch knows beside the identity; when that fails, the process is ended."""
+        compiled = prepared.compiled
+        process.layers = compiled.layers
+        process.failed = setup.failed
+        try:
+            if prepared.group is not None:
+                process.adopt(prepared.group)
+            if setup.terminal >= 0:
+                from sandbox.terminal import Terminal
+
+                process.terminal = Terminal(setup.terminal)
+            if compiled.listens:
+                process.supervise = partial(self._supervise, process, prepared.cache.who)
+                if setup.fds:
+                    process.supervise(setup.fds.pop())
+            if setup.ended is not None:
+                process._take(setup.ended)
+            if prepared.variant.hold:
+                from sandbox.readback import complete
+
+                process.enforced = process._in_group(complete(process.enforced, process.pid))
+        except BaseException:
+            process.close()
+            raise
 
     def prepare(self, order: Order, streams: Streams) -> Prepared:
         """Compile what is not compiled yet, and put together what differs from launch to launch."""
@@ -231,8 +261,10 @@ class Launcher:
             cache = self._cache = _Cache(spec, uid, gid, stamp)
         variables = cache.env if order.env is None else order.env
         extra = order.fds
-        plain = not extra and order.cwd is None and not order.pty
-        variant = _PLAIN if plain else Variant(tuple(extra), cwd=order.cwd, pty=bool(order.pty))
+        plain = not extra and order.cwd is None and not order.pty and not order.hold
+        variant = _PLAIN
+        if not plain:
+            variant = Variant(tuple(extra), hold=order.hold, cwd=order.cwd, pty=bool(order.pty))
         chosen = None
         if cache.grouped:
             variant, chosen = in_groups(spec, variant)
@@ -260,7 +292,8 @@ class Launcher:
                 if chosen.places:
                     from sandbox import cgroups
 
-                    group = cgroups.make(chosen, spec.limits, os.path.basename(order.argv[0]).decode(errors="replace"))
+                    called = order.name or os.path.basename(order.argv[0]).decode(errors="replace")
+                    group = cgroups.make(chosen, spec.limits, called)
                     for slot, fd in zip(compiled.group_slots, group.slots(), strict=True):
                         slots[slot.number] = fd
         except BaseException:
@@ -297,9 +330,8 @@ class Launcher:
         """Say whether the filter has questions for a supervisor."""
         return not isinstance(self._spec.filter, str | None) and notifies(self._spec.filter.to_bytes())
 
-    def _supervise(self, process: Process[Any], who: Caller) -> None:
+    def _supervise(self, process: Process[Any], who: Caller, listener: int) -> None:
         """Give a process the object that answers for its filter."""
-        listener, process.listener = process.listener, -1
         if self._spec.observe:
             from sandbox.denials import Denials
 

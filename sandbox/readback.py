@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from sandbox.capabilities import capability_names
@@ -127,21 +128,54 @@ def read_enforced() -> Enforced:
     )
 
 
-def _read(name: str) -> str:
+def complete(enforced: Enforced, pid: int) -> Enforced:
+    """Return what a process that is held was found to be, with what only its files in /proc tell.
+
+    Args:
+        enforced: What init read back.
+        pid: The process; it must be dumpable.
+
+    Raises:
+        UnsupportedError: /proc is not mounted here.
+        OSError: The kernel refused to tell.
+    """
+    where = str(pid)
+    return replace(
+        enforced,
+        namespaces=_namespaces(where),
+        mounts=parse_mountinfo(_read("mountinfo", where)),
+        descriptors=_kept_on_exec(pid),
+        limits={**enforced.limits, **parse_limits(_read("limits", where))},
+        cgroup=parse_cgroup(_read("cgroup", where)),
+    )
+
+
+def _kept_on_exec(pid: int) -> tuple[int, ...]:
+    """Return the descriptors that the program of a process will have."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fdinfo"):
+        with open(f"/proc/{pid}/fdinfo/{name}") as stream:
+            flags = next(int(line.split()[1], 8) for line in stream if line.startswith("flags:"))
+        if not flags & os.O_CLOEXEC:
+            found.append(int(name))
+    return tuple(sorted(found))
+
+
+def _read(name: str, where: str = "thread-self") -> str:
     try:
-        with open(f"/proc/thread-self/{name}", encoding="utf-8", errors="surrogateescape") as stream:
+        with open(f"/proc/{where}/{name}", encoding="utf-8", errors="surrogateescape") as stream:
             return stream.read()
     except FileNotFoundError:
         raise UnsupportedError(
-            "reading back what is in force", needed="/proc mounted", found=f"no /proc/thread-self/{name}"
+            "reading back what is in force", needed="/proc mounted", found=f"no /proc/{where}/{name}"
         ) from None
 
 
-def _namespaces() -> dict[str, int]:
+def _namespaces(where: str = "thread-self") -> dict[str, int]:
     found = {}
     for name in ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"):
         try:
-            link = os.readlink(f"/proc/thread-self/ns/{name}")
+            link = os.readlink(f"/proc/{where}/ns/{name}")
         except FileNotFoundError:  # a kernel that was built without it
             continue
         found[name] = int(link.partition("[")[2].rstrip("]"))

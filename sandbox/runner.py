@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, overload
 
-from sandbox.arguments import StrOrBytesPath
+from sandbox.arguments import StrOrBytesPath, process_name
 from sandbox.exchange import decoder
 from sandbox.plan import Plan, environment
 from sandbox.streams import DEVNULL, PIPE, Fd, Stream, Streams, check_stream, extra_fds
@@ -29,6 +29,7 @@ class LaunchOptions(TypedDict, total=False):
     env: Mapping[str, str]
     cwd: StrOrBytesPath
     executable: StrOrBytesPath
+    name: str
     pass_fds: Iterable[int]
     fds: Mapping[int, Fd]
 
@@ -45,6 +46,7 @@ class PopenOptions(LaunchOptions, total=False):
     """What `popen` takes besides text."""
 
     pty: bool | tuple[int, int]
+    hold: bool
 
 
 def words_of(args: Args, executable: StrOrBytesPath | None = None) -> tuple[tuple[bytes, ...], bytes]:
@@ -89,6 +91,8 @@ class Order(NamedTuple):
         env: Instead of the sandbox's own.
         cwd: Instead of the sandbox's own; an absolute path inside.
         fds: Numbers inside beyond 0, 1 and 2, with the caller's descriptors, in ascending order.
+        name: What the caller calls it.
+        hold: Set up, and wait for release() before the program is executed.
         attended: The caller gets the process, and can answer for its filter.
         plan: Instead of the compiled one: with a fault in it, or a barrier.
         pty: What the steps that make a terminal need; nothing: no terminal.
@@ -100,6 +104,8 @@ class Order(NamedTuple):
     env: Environment | None = None
     cwd: str | None = None
     fds: Mapping[int, int] = {}  # read only
+    name: str | None = None
+    hold: bool = False
     attended: bool = True
     plan: Plan | None = None
     pty: tuple[tuple[str, bytes], ...] = ()
@@ -113,6 +119,8 @@ def order_of(
     executable: StrOrBytesPath | None = None,
     pass_fds: Iterable[int] = (),
     fds: Mapping[int, Fd] = {},  # read only
+    name: str | None = None,
+    hold: bool = False,
     attended: bool = True,
     plan: Plan | None = None,
     pty: bool | tuple[int, int] = False,
@@ -141,6 +149,8 @@ def order_of(
         None if env is None else Environment(env),
         inside_cwd,
         extra_fds(pass_fds, fds) if pass_fds or fds else {},
+        None if name is None else process_name(name),
+        bool(hold),
         attended,
         plan,
         values,
@@ -230,7 +240,8 @@ class Runner:
             capture_output: Both are pipes, and in the result.
             timeout: Seconds of the caller's patience; then the whole tree is killed.
             check: Raise when the exit status is not 0.
-            **options: env (replaces the environment), cwd, executable, pass_fds, fds {inside: outside}.
+            **options: env (replaces the environment), cwd, executable, name (of 1 to 64 letters, digits, ".", "_" and
+                "-"), pass_fds, fds {inside: outside}.
 
         Returns:
             A CompletedProcess with reason, usage and what was enforced.
@@ -273,7 +284,7 @@ class Runner:
     ) -> "Process[Any]":
         """Launch with streams; the caller's ends of pipes become the process's files."""
         for name in options:
-            if name not in _OPTIONS:
+            if name not in (_POPEN_OPTIONS if attended else _OPTIONS):
                 raise TypeError(f"unexpected keyword argument {name!r}")
         # First of all: a pipe of ours must not take the number of a descriptor that the caller has closed.
         order = order_of(args, attended=attended, **options)
@@ -368,9 +379,10 @@ class Runner:
             stdin: A descriptor, a file, PIPE, DEVNULL (the default) or None: the caller's.
             stdout: Likewise; the caller's when left out.
             stderr: Likewise, or STDOUT.
-            **options: env, cwd, executable, pass_fds, fds as in `run`. pty: the command has a terminal of its own, of
-                24 rows and 80 columns or (rows, columns); `stdin` and `stdout` are the caller's end of it, unbuffered,
-                and closing that hangs up.
+            **options: env, cwd, executable, name, pass_fds, fds as in `run`. pty: the command has its own terminal,
+                of 24 rows and 80 columns or (rows, columns); `stdin` and `stdout` are the caller's end of it,
+                unbuffered, and closing that hangs up. hold: all is set up and `enforced` is complete, with
+                namespaces, mounts and descriptors, and the program waits for `release()`.
 
         Raises:
             SetupError: It could not be launched; the payload never ran, and nothing is left.
@@ -395,4 +407,5 @@ class Runner:
         return process
 
 
-_OPTIONS = frozenset({"env", "cwd", "executable", "pass_fds", "fds", "pty"})
+_OPTIONS = frozenset({"env", "cwd", "executable", "name", "pass_fds", "fds"})
+_POPEN_OPTIONS = _OPTIONS | {"hold", "pty"}

@@ -94,6 +94,12 @@ def with_steps(plan: Plan, segment: Segment, position: int, *calls: tuple[Any, .
     return replace(plan, segments=(*plan.segments[:index], steps, *plan.segments[index + 1 :]))
 
 
+def text_of(path: str) -> str:
+    """Return what a file of /proc says at this moment."""
+    with open(path) as stream:
+        return stream.read()
+
+
 def abstract_claims() -> set[str]:
     """Return the host ids that sandboxes hold at this moment, of every process of the host."""
     with open("/proc/net/unix") as stream:

@@ -258,10 +258,11 @@ static _Noreturn void wait_loop(void)
             call3(__NR_read, signals, info, sizeof info);
             reap();
         }
-        if (polled[2].revents)
-            finish(SIGKILL, payloads[0].since);
+        /* What the launcher said before it ended counts: it may have let us go. */
         if (polled[1].revents)
             serve();
+        else if (polled[2].revents)
+            finish(SIGKILL, payloads[0].since);
     }
 }
 

@@ -2,6 +2,15 @@
 #include "init.h"
 
 #define AT_FDCWD (-100)
+#define O_PATH 010000000
+#define PROC_SUPER_MAGIC 0x9fa0
+#if defined(__aarch64__)
+#define O_DIRECTORY 040000
+#else
+#define O_DIRECTORY 0200000
+#endif
+
+static int detached; /* the launcher let us go: its end is nothing to us */
 
 static void refuse(uint32_t id, int error)
 {
@@ -36,23 +45,49 @@ static void serve_spawn(const struct record *request, int *fds, int count)
         refuse(request->id, -error);
 }
 
+/*
+ * By pidfd since Linux 6.11. Before that by /proc, where there is one: what is at that path inside belongs to
+ * the sandbox and may be anything, a FIFO too.
+ */
+static int open_namespace(unsigned number, const char *path)
+{
+    uint64_t statfs[15] = {0};
+    int pidfd = (int)call2(__NR_pidfd_open, call0(__NR_getpid), 0);
+    int fd = pidfd < 0 ? pidfd : (int)call3(__NR_ioctl, pidfd, 0xFF00u | number, 0);
+
+    close_fd(&pidfd);
+    if (fd != -E_INVAL && fd != -E_NOTTY)
+        return fd;
+    int proc = (int)call4(__NR_openat, AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    if (proc < 0)
+        return proc;
+    fd = (int)call2(__NR_fstatfs, proc, statfs);
+    if (!fd)
+        fd = statfs[0] == PROC_SUPER_MAGIC ? (int)call4(__NR_openat, proc, path, O_CLOEXEC, 0) : -E_NOENT;
+    close_fd(&proc);
+    return fd;
+}
+
 static void serve_namespace(const struct record *request)
 {
-    static const char *const paths[] = {"/proc/self/ns/user",
-                                        "/proc/self/ns/mnt",
-                                        "/proc/self/ns/pid_for_children",
-                                        "/proc/self/ns/net",
-                                        "/proc/self/ns/ipc",
-                                        "/proc/self/ns/uts",
-                                        "/proc/self/ns/cgroup",
-                                        "/proc/self/ns/time_for_children"};
+    static const struct {
+        unsigned char number; /* of the ioctl, PIDFD_GET_USER_NAMESPACE ... */
+        char path[27];
+    } kinds[] = {{9, "self/ns/user"},
+                 {3, "self/ns/mnt"},
+                 {6, "self/ns/pid_for_children"},
+                 {4, "self/ns/net"},
+                 {2, "self/ns/ipc"},
+                 {10, "self/ns/uts"},
+                 {1, "self/ns/cgroup"},
+                 {8, "self/ns/time_for_children"}};
     struct record record = {.type = R_FD, .id = request->id, .value = request->value};
 
-    if (request->value < 0 || request->value >= (int64_t)(sizeof paths / sizeof *paths)) {
+    if (request->value < 0 || request->value >= (int64_t)(sizeof kinds / sizeof *kinds)) {
         refuse(request->id, E_INVAL);
         return;
     }
-    int fd = (int)call4(__NR_openat, AT_FDCWD, paths[request->value], O_CLOEXEC, 0);
+    int fd = open_namespace(kinds[request->value].number, kinds[request->value].path);
     if (fd < 0) {
         refuse(request->id, -fd);
         return;
@@ -90,8 +125,10 @@ void serve(void)
     int fds[MAX_SLOTS];
     int count = receive_record(control, &request, fds, MAX_SLOTS);
 
-    if (count == -E_PIPE) /* the launcher is gone or gave us up */
+    if (count == -E_PIPE && !detached) /* the launcher is gone or gave us up */
         finish(SIGKILL, payloads[0].since);
+    if (count == -E_PIPE)
+        close_fd(&control);
     if (count < 0)
         return;
     switch (request.type) {
@@ -103,6 +140,7 @@ void serve(void)
         break;
     case Q_DETACH:
         close_fd(&lifeline);
+        detached = 1;
         break;
     case Q_NAMESPACE:
         serve_namespace(&request);

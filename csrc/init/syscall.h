@@ -229,6 +229,7 @@ enum {
     E_NOENT = 2,
     E_NOTDIR = 20,
     E_INVAL = 22,
+    E_NOTTY = 25,
     E_PIPE = 32,
     E_NOSYS = 38,
     E_PROTO = 71,

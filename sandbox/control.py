@@ -1,0 +1,494 @@
+"""`ProcessControl`: what the sync and the asyncio face of a running command share. Nothing in here waits for its end.
+
+The end is told by a pidfd, which stays readable for whoever looks, and in any number of threads. So the control
+channel is read when there is an answer to fetch or when the end has come, under a lock, and never to wait for the end:
+who waits for a record that another thread takes would wait for ever.
+"""
+
+import errno
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from sandbox.compiler import Layers
+from sandbox.errors import BusyError, UnsupportedError
+from sandbox.exchange import deadline_of, milliseconds
+from sandbox.records import (
+    Q_DETACH,
+    Q_NAMESPACE,
+    Q_PIDFD,
+    Q_RELEASE,
+    Q_SIGNAL,
+    R_ENDED,
+    R_FAILED,
+    R_FD,
+    R_REFUSED,
+    R_STARTED,
+    Control,
+    Record,
+    parse_identity,
+    parse_usage,
+    request,
+)
+from sandbox.result import Enforced, Reason, Usage
+from sandbox.runner import Args, Runner
+from sandbox.streams import close_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.cgroups.group import Group
+    from sandbox.compiler import Namespace
+    from sandbox.terminal import Terminal
+
+# In the order in which init numbers them.
+_NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+# How long PID 1, which does nothing but answer, may take for that.
+_PATIENCE: Final = 5.0
+
+
+class ProcessControl(Runner):
+    """A running command, of either face.
+
+    Attributes:
+        args: The command.
+        name: What the caller calls it, or None.
+        init_pid: PID 1 of the sandbox, as the host sees it.
+        init_pidfd: Its pidfd, owned by this object.
+        enforced: What was read back before the program was executed.
+        returncode: None while it runs; -N for signal N.
+        terminal: The caller's end of the terminal, with `pty`: both `stdin` and `stdout` write to it and read from it.
+    """
+
+    def __init__(
+        self,
+        args: Args,
+        control: Control,
+        init_pid: int,
+        init_pidfd: int,
+        enforced: Enforced,
+        *,
+        name: str | None = None,
+        held: bool = False,
+    ) -> None:
+        self.args = args
+        self.name = name
+        self.init_pid = init_pid
+        self.init_pidfd = init_pidfd
+        self.enforced = enforced
+        self.layers = Layers()
+        self.returncode: int | None = None
+        self.supervise: Callable[[int], None] | None = None
+        self.reaped = False
+        self.failed: Callable[[Record], Exception] | None = None
+        self._control: Control | None = control
+        self._held = held
+        self._detached = False
+        self._failure: Exception | None = None
+        self._failure_told = False
+        self._usage = Usage()
+        self._reason = Reason.EXITED
+        self._detail = ""
+        self._cause: Reason | None = None
+        self._killed = False
+        self._pid: int | None = None
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._reading = False
+        self._waiting = 0  # threads that use init_pidfd at this moment
+        self._closing = False
+        self._since = time.monotonic()
+        self._group: Group | None = None
+        self.terminal: Terminal | None = None
+
+    def __repr__(self) -> str:
+        """Show name, command and state."""
+        name = f" {self.name!r}" if self.name is not None else ""
+        state = "detached" if self._detached else "running" if self.returncode is None else f"ended: {self.returncode}"
+        return f"<{type(self).__name__}{name} {self.args!r}, {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse: a process is here and nowhere else."""
+        raise TypeError("a running process cannot be pickled; its Result can")
+
+    def _check(self) -> None:
+        """Refuse what this object is no longer, or not, in charge of."""
+        if os.getpid() != self._owner:
+            raise ChildProcessError(
+                errno.ECHILD,
+                f"this sandbox belongs to process {self._owner}, which launched it; a fork can only close its copy",
+            )
+        if self._detached:
+            raise ValueError("this process was detached: its pidfd is the caller's")
+
+    # ── what the records say ──
+
+    def _ended(self, status: int | None) -> None:
+        """Note the end, reap PID 1, and close the channel."""
+        control, self._control = self._control, None
+        if status is None:
+            returncode, self._reason = -signal.SIGKILL, Reason.INIT_DIED
+            self._detail = "PID 1 of the sandbox ended without a report: killed from outside, or out of memory"
+        else:
+            returncode = os.waitstatus_to_exitcode(status)
+            if returncode >= 0:
+                self._detail = f"exit status {returncode}"
+            else:
+                self._reason = Reason.SIGNALED
+                self._detail = f"signal {_signal_name(-returncode)}"
+                if returncode == -signal.SIGSYS and self.enforced.seccomp_filters:
+                    self._reason = Reason.SECCOMP
+                    self._detail = "SIGSYS: the seccomp filter ends a process that makes such a call"
+        if self._cause is not None:
+            self._reason = self._cause
+        if control is not None:
+            control.close()
+        if not self.reaped:
+            self.reaped = True
+            reap(self.init_pidfd)
+        if self._group is not None:
+            self._settle_group(self._group, returncode)
+        # Last: other threads look at it without the lock.
+        self.returncode = returncode
+
+    def _take(self, record: Record | None) -> None:
+        if record is None:
+            self._ended(None)
+            return
+        close_all(record.fds)
+        if record.type == R_ENDED:
+            self._usage = parse_usage(record.body)
+            self._ended(record.value)
+        elif record.type == R_STARTED and not self._held:
+            # Later than the launch: the program was executed when somebody had answered for it.
+            self.enforced = self._in_group(parse_identity(record.body, self.layers))
+        elif record.type == R_FAILED and self.failed is not None and not self._killed:
+            self._failure = self.failed(record)
+            self._ended(None)
+
+    def _collect(self, deadline: float | None = None) -> bool:
+        """Take the records up to the end, which has come; False when the last one is late."""
+        with self._lock:
+            if self._reading:
+                raise BusyError("a signal handler cannot wait for a process whose end is being noted at this moment")
+            self._reading = True
+            try:
+                while self.returncode is None:
+                    assert self._control is not None
+                    try:
+                        self._take(self._control.receive(wait=False))
+                    except BlockingIOError:
+                        if not readable(self._control.fileno(), deadline):
+                            return False
+            finally:
+                self._reading = False
+        return True
+
+    def _look(self) -> int | None:
+        """Return the exit code when it has ended, without waiting."""
+        if self.returncode is None:
+            self._check()
+            with self._lock:
+                # A signal handler that interrupts the reading of the end: it is told the next time.
+                if self.returncode is None and not self._reading and readable(self.init_pidfd, 0.0):
+                    self._collect()
+        return self.returncode
+
+    def _told(self) -> int:
+        """Return the exit code of what has ended.
+
+        Raises:
+            SetupError: The launch was over before somebody had answered for execve, and it failed then.
+        """
+        if self._failure is not None:
+            self._failure_told = True
+            raise self._failure
+        assert self.returncode is not None
+        return self.returncode
+
+    def _send(self, type_: int, value: int = 0) -> bool:
+        """Send a request; False when it has ended."""
+        self._check()
+        with self._lock:
+            if self._control is None:
+                return False
+            self._control.send(request(type_, value=value))
+        return True
+
+    def _ask(self, type_: int, value: int = 0) -> int:
+        """Ask for a descriptor and return it.
+
+        Raises:
+            ProcessLookupError: It has ended.
+            OSError: What PID 1 met.
+            TimeoutError: PID 1 does not answer: it was stopped from outside.
+        """
+        with self._lock:
+            control = self._control
+            if not self._send(type_, value) or control is None:
+                raise ProcessLookupError(errno.ESRCH, "the sandbox has ended")
+            deadline = deadline_of(_PATIENCE)
+            while self._control is not None:
+                try:
+                    record = control.receive(wait=False)
+                except BlockingIOError:
+                    if not readable(control.fileno(), deadline):
+                        raise TimeoutError(
+                            errno.ETIMEDOUT, f"PID 1 of the sandbox, {self.init_pid}, does not answer: is it stopped?"
+                        ) from None
+                    continue
+                if record is not None and record.type == R_REFUSED:
+                    raise OSError(record.error, os.strerror(record.error))
+                if record is not None and record.type == R_FD and len(record.fds) == 1:
+                    return record.fds[0]
+                self._take(record)
+        raise ProcessLookupError(errno.ESRCH, "the sandbox has ended")
+
+    # ── its control group ──
+
+    def adopt(self, group: "Group") -> None:
+        """Take over the control group that it is in: it is asked what was used and why it ended, and then removed."""
+        self._group = group
+        self.enforced = self._in_group(self.enforced)
+        if self.returncode is not None:
+            self._settle_group(group, self.returncode)
+
+    def _in_group(self, enforced: Enforced) -> Enforced:
+        group = self._group
+        if group is None:
+            return enforced
+        return replace(enforced, cgroup=group.path, limits={**enforced.limits, **group.limits()})
+
+    def _settle_group(self, group: "Group", returncode: int) -> None:
+        """Take what the group counted; what it knows better than PID 1 is the truth about the end."""
+        self._usage = self._counted(group)
+        out_of_memory, refusals = group.oom(), group.refusals()
+        # The killer takes what is largest. A command that copes with that, and ends well, has not run out.
+        if out_of_memory is not None and self._cause is None and returncode:
+            self._reason, self._detail = Reason.OOM, f"{self._detail}; {out_of_memory}"
+            if returncode == -signal.SIGKILL:
+                self._detail = out_of_memory
+        elif out_of_memory is not None:
+            self._detail += f"; {out_of_memory}"
+        if refusals is not None:
+            self._detail += f"; {refusals}"
+        group.remove()
+
+    def _counted(self, group: "Group") -> Usage:
+        counts: dict[str, Any] = group.counts()
+        if not self._usage.wall:
+            counts["wall"] = time.monotonic() - self._since
+        return replace(self._usage, **counts, pressure=group.pressure())
+
+    @property
+    def cgroups(self) -> Mapping[str, str]:
+        """The directory in which each controller counts it, for `sandbox.events`; empty without a control group."""
+        return {} if self._group is None else self._group.paths
+
+    def usage(self) -> Usage:
+        """Return what it has used so far, of what its control group counts; after its end, what it has used."""
+        if self._look() is not None:
+            return self._usage
+        if self._group is None:
+            return Usage(wall=time.monotonic() - self._since)
+        return self._counted(self._group)
+
+    def freeze(self) -> None:
+        """Stop every process inside, and return when all of them stand; nothing happens when it has ended.
+
+        `kill`, a timeout and the end of the caller end it all the same.
+
+        Raises:
+            UnsupportedError: It has no control group that can.
+            TimeoutError: A process could not be stopped within 10 seconds; all go on.
+        """
+        if self._look() is None:
+            self._freezer("freeze").freeze(self.init_pid)
+
+    def thaw(self) -> None:
+        """Let everything inside go on; nothing happens when it does, or has ended.
+
+        Raises:
+            UnsupportedError: It has no control group that can.
+        """
+        if self._look() is None:
+            self._freezer("thaw").thaw(self.init_pid)
+
+    def _freezer(self, what: str) -> "Group":
+        group = self._group
+        if group is None or not group.can_freeze:
+            raise UnsupportedError(
+                f"{what}()",
+                needed="a control group with a freezer: any of version 2, or the freezer of version 1",
+                found="a sandbox without a control group" if group is None else "a control group without a freezer",
+                fix="a limit that takes a control group makes one, limit(pids=...) for example",
+                errno=errno.ENOSYS,
+            )
+        return group
+
+    # ── what does not wait ──
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the terminal another size; what runs in its foreground gets SIGWINCH.
+
+        Raises:
+            ValueError: There is no terminal, or a number is not between 1 and 65535.
+        """
+        if self.terminal is None:
+            raise ValueError("this process has no terminal: start it with popen(..., pty=True)")
+        from sandbox.terminal import resize
+
+        resize(self.terminal.fileno(), rows, columns)
+
+    def fileno(self) -> int:
+        """Return the pidfd, readable when it has ended; it stays this object's."""
+        if self.init_pidfd < 0:
+            raise ValueError("I/O operation on closed process")
+        return self.init_pidfd
+
+    @property
+    def pid(self) -> int:
+        """The payload's process id, as the host sees it.
+
+        Raises:
+            ProcessLookupError: It had ended before anybody asked.
+        """
+        if self._pid is None:
+            if self._look() is not None:
+                raise ProcessLookupError(errno.ESRCH, "the payload has ended")
+            pidfd = self._ask(Q_PIDFD)
+            try:
+                self._pid = pid_of(pidfd)
+            finally:
+                os.close(pidfd)
+        return self._pid
+
+    def send_signal(self, signal: int, /) -> None:
+        """Send a signal to the payload; nothing happens when it has ended."""
+        if not 0 <= signal <= 64:
+            raise ValueError(f"signal must be between 0 and 64, got {signal}")
+        if self._look() is None:
+            self._send(Q_SIGNAL, signal)
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the payload."""
+        self.send_signal(signal.SIGTERM)
+
+    def namespace_fd(self, namespace: "Namespace | str") -> int:
+        """Return a descriptor of one of the sandbox's namespaces, for setns(2); the caller closes it.
+
+        A namespace that the sandbox shares is the caller's own. What PID 1 is in counts: a payload with CAP_SYS_ADMIN
+        has a user and a mount namespace below these.
+
+        Args:
+            namespace: "user", "mnt", "pid", "net", "ipc", "uts", "cgroup" or "time".
+
+        Raises:
+            ProcessLookupError: The sandbox has ended.
+            UnsupportedError: Before Linux 6.11, in a sandbox without /proc.
+        """
+        if namespace not in _NAMESPACES:
+            raise ValueError(f"namespace must be one of {', '.join(_NAMESPACES)}, got {namespace!r}")
+        if self._look() is not None:
+            raise ProcessLookupError(errno.ESRCH, "the sandbox has ended")
+        try:
+            return self._ask(Q_NAMESPACE, _NAMESPACES.index(namespace))
+        except FileNotFoundError:
+            raise UnsupportedError(
+                "namespace_fd()",
+                needed="Linux 6.11, or a /proc in the sandbox",
+                found="an older kernel, and no /proc inside",
+                fix="add .proc() to the sandbox",
+            ) from None
+
+    def detach(self) -> int:
+        """Let the sandbox outlive this process, and return its pidfd, which is the caller's from here on.
+
+        The object is then done with: streams stay open until `close`, everything else refuses. While this process lives
+        it is still the parent: os.waitid(os.P_PIDFD, pidfd, os.WEXITED) reaps it. Calls that a filter asks
+        about are answered as long as `notifier` or `denials` is open; after that they fail with ENOSYS.
+
+        Raises:
+            ProcessLookupError: It has ended; `returncode` says how.
+            ValueError: It is held, and nobody could release it any more; or it was detached before.
+            BusyError: Another thread waits for it.
+        """
+        self._check()
+        if self._held:
+            raise ValueError("a process that is held cannot be detached: release() it first")
+        if self._look() is not None:
+            raise ProcessLookupError(errno.ESRCH, "the sandbox has ended")
+        with self._lock:
+            if self._waiting:
+                raise BusyError("another thread waits for this process, and could not see its end any more")
+            if self._control is not None:
+                # In order with the end of file that follows: PID 1 knows what that means.
+                self._control.send(request(Q_DETACH))
+                self._control.close()
+                self._control = None
+            self._detached = True
+            pidfd, self.init_pidfd = self.init_pidfd, -1
+        return pidfd
+
+    def _release(self) -> bool:
+        """Let a held payload go on; False when there is nothing to release any more."""
+        self._check()
+        if not self._held:
+            return False
+        self._held = False
+        return self._send(Q_RELEASE)
+
+    def _signal_init(self) -> None:
+        """Kill PID 1: the kernel kills all that is left in its pid namespace."""
+        try:
+            signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
+        except ProcessLookupError:  # it has just ended
+            return
+
+    def _close_pidfd(self) -> None:
+        """Close it, now or when the last thread that waits for it has seen the end."""
+        with self._lock:
+            self._closing = True
+            if self.init_pidfd >= 0 and not self._waiting:
+                os.close(self.init_pidfd)
+                self.init_pidfd = -1
+
+
+def reap(pidfd: int) -> int | None:
+    """Reap a child by its pidfd; None when somebody else did, or SIGCHLD is ignored."""
+    try:
+        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        return None
+    return None if info is None else info.si_status
+
+
+def pid_of(pidfd: int) -> int:
+    """Return the pid that a pidfd stands for, in this process's namespace."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as stream:
+        for line in stream:
+            name, _, value = line.partition(":")
+            if name == "Pid":
+                pid = int(value)
+                if pid > 0:
+                    return pid
+    raise ProcessLookupError(errno.ESRCH, "the payload has ended")
+
+
+def readable(fd: int, deadline: float | None) -> bool:
+    """Wait until a descriptor is readable; False when the deadline passes first, 0: at once."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0 if deadline == 0 else milliseconds(deadline)))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
