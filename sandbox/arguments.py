@@ -62,6 +62,19 @@ def real(value: Any, name: str) -> float:
     return number
 
 
+def clock_offset(value: Any, name: str) -> int:
+    """Return an offset of a clock in nanoseconds.
+
+    Raises:
+        TypeError: Neither int nor float.
+        ValueError: More than the kernel's 146 years.
+    """
+    number = real(value, name)
+    if abs(number) > 4.6e9:
+        raise ValueError(f"{name} must be between -4.6e9 and 4.6e9 seconds, got {value!r}")
+    return round(number * 1e9)
+
+
 def parse_size(size: Size, name: str, least: int = 1) -> int:
     """Return a size in bytes; a string may end with K, M, G or T, powers of 1024.
 

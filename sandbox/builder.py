@@ -13,6 +13,7 @@ from sandbox import compiler
 from sandbox.arguments import (
     Size,
     StrOrBytesPath,
+    clock_offset,
     file_mode,
     host_name,
     id_number,
@@ -507,6 +508,37 @@ class Sandbox(Runner):
         if self._spec.observe and not isinstance(filter, str | None) and compiler.notifies(filter.to_bytes()):
             raise FilterError("observe() answers for the filter, and this one says Notify: it has one supervisor")
         return self
+
+    def time_offset(self, *, monotonic: float = 0.0, boottime: float = 0.0) -> Self:
+        """Move the clocks that count from the boot, in a time namespace of the sandbox; implies unshare("time").
+
+        Args:
+            monotonic: Seconds to add to CLOCK_MONOTONIC; negative: earlier, but never before the boot.
+            boottime: Likewise to CLOCK_BOOTTIME, and so to what uptime says.
+        """
+        clocks = {"monotonic": clock_offset(monotonic, "monotonic"), "boottime": clock_offset(boottime, "boottime")}
+        return self._with(**clocks).unshare("time")
+
+    # ── the process that looks after it ──
+
+    def init(self, enabled: bool = True) -> Self:
+        """Have a PID 1 that reaps and passes signals on; the default.
+
+        Args:
+            enabled: False: the command itself is PID 1. Nobody reaps but itself, and of signals it gets SIGKILL and
+                SIGSTOP, and those that it handles. A process outside of the sandbox watches it: whoever kills that
+                one kills the sandbox, and only a command that has given up its parent-death signal survives it.
+        """
+        return self._with(init=bool(enabled))
+
+    def new_session(self, enabled: bool = True) -> Self:
+        """Run in a session of its own; the default.
+
+        Args:
+            enabled: False: stay in the caller's session and process group, so that the caller's terminal controls
+                it: Ctrl-C and Ctrl-Z reach it. It may then signal the caller and all of that group.
+        """
+        return self._with(new_session=bool(enabled))
 
     # ── limits ──
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from errno import ENOSYS, EPERM
 from functools import lru_cache
+from math import ceil
 from struct import iter_unpack, pack
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -39,6 +40,7 @@ NEW_BY_DEFAULT: Final = frozenset(NAMESPACES) - {"time"}
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOME: Final = "/tmp"
 
+_SIGKILL: Final = Flag(9, "SIGKILL")
 _CAP_SYS_ADMIN: Final = 1 << 21
 _CAP_SETFCAP: Final = 1 << 31
 _CHECK_IDS, _CHECK_GROUPS, _CHECK_CAPABILITIES, _CHECK_SECUREBITS, _CHECK_NO_NEW_PRIVS = (1, 2, 4, 8, 16)
@@ -90,6 +92,10 @@ class Spec(NamedTuple):
     landlock: "tuple[Landlock, ...]" = ()
     observe: bool = False
     limits: Limits = Limits()
+    init: bool = True
+    new_session: bool = True
+    monotonic: int = 0
+    boottime: int = 0
 
 
 class Caller(NamedTuple):
@@ -139,6 +145,7 @@ class Layers(NamedTuple):
         landlock_layers: How many.
         gaps: What a layer cannot cover here, in words.
         missing: What was asked for as best effort and is not to be had.
+        limits: What the end is judged by.
     """
 
     filters: int = 0
@@ -146,6 +153,7 @@ class Layers(NamedTuple):
     landlock_layers: int = 0
     gaps: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    limits: Limits = Limits()
 
 
 class Compiled(NamedTuple):
@@ -212,10 +220,12 @@ class _Compiler:
         self.uid, self.gid = inside_ids(spec, caller)
         self.new_user = "user" in spec.new_namespaces
         # Made by stage 1, in the user namespace of the sandbox, and joined by PID 1.
-        self.new_net_beside = self.new_user and "net" in spec.new_namespaces
+        self.new_net_beside = self.new_user and "net" in spec.new_namespaces and spec.init
         self.network = self.program.promise("network")
         if spec.keep and not self.new_user:
             raise ValueError('capabilities() counts in a user namespace of the sandbox: leave out share("user")')
+        if not spec.init and "pid" not in spec.new_namespaces:
+            raise ValueError('init(False) makes the command PID 1 of a pid namespace: leave out share("pid")')
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
         self.group_slots = [self.program.slot(f"cgroup v{version}") for version in variant.groups]
@@ -238,7 +248,8 @@ class _Compiler:
         self._stage()
         self.program.segment = "payload"
         self._payload()
-        plan = self.program.plan(Command())
+        # Stage 1 that stays finds PID 1 without the process group.
+        plan = self.program.plan(Command(), own_group=self.spec.init)
         return Compiled(
             plan,
             self.layout.tree,
@@ -257,6 +268,10 @@ class _Compiler:
             gaps.append("no system-call filter: every call of the kernel is open to the payload")
         elif self.spec.filter == "default-nesting":
             gaps.append("nesting: new namespaces and mounts are open to the payload, and what they reach in the kernel")
+        if self.spec.limits.cpu_time is not None:
+            gaps.append("cpu_time counts each process by itself: a command that forks can use it once in each")
+        if not self.spec.new_session:
+            gaps.append("new_session(False): the command may signal the caller's process group, and use its terminal")
         missing: list[str] = []
         for ruleset in self.rulesets:
             gaps += ruleset.gaps
@@ -268,6 +283,7 @@ class _Compiler:
             len(made),
             tuple(dict.fromkeys(gaps)),
             tuple(missing),
+            self.spec.limits,
         )
 
     # ── stage 1 ──
@@ -283,7 +299,7 @@ class _Compiler:
             if name in self.spec.new_namespaces and not later:
                 flags = flags | k.NAMESPACE_FLAGS[name]
         born_in: int | Slot = self.group_slots[0] if groups[:1] == (2,) else -1
-        init = program.call("clone", flags, born_in, name="init")
+        init = program.call("clone", flags, born_in, *(() if self.spec.init else (1,)), name="init")
         program.origin = "control group"
         for version, slot in zip(groups, self.group_slots, strict=False):
             if version == 1:
@@ -312,8 +328,27 @@ class _Compiler:
             program.call("openat", self.proc, "self/ns/net", k.O_CLOEXEC, 0, result=self.network)
             program.call("release", k.RELEASE_NETWORK)
             self._loopback()
+        if not self.spec.init:
+            self._wall_time()
+            self._thaw()
+            program.origin = "namespaces"
+            program.call("stay")
+            return
         program.origin = "namespaces"
         program.call("release", k.RELEASE_ALL)
+
+    def _wall_time(self) -> None:
+        """Tell the time limit to who waits for the payload."""
+        wall_time = self.spec.limits.wall_time
+        if wall_time is not None:
+            self.program.origin = shown("wall_time", wall_time)
+            self.program.call("wall_time", ceil(wall_time * 1e9))
+
+    def _thaw(self) -> None:
+        """Tell who kills the payload how to thaw it."""
+        if self.variant.thaws:
+            self.program.origin = "control group"
+            self.program.call("thaw_with", self.group_slots[-1])
 
     # ── PID 1 ──
 
@@ -329,8 +364,8 @@ class _Compiler:
             program.origin = "control group"
             if "cgroup" in self.spec.new_namespaces:
                 program.call("unshare", k.CLONE_NEWCGROUP)
-            if self.variant.thaws:
-                program.call("thaw_with", self.group_slots[-1])
+            if self.spec.init:
+                self._thaw()
         if self.caller.privileged:
             program.origin = "user"
             # The capabilities outlast the uid, in force: what follows needs them, and its end gives them up.
@@ -340,6 +375,8 @@ class _Compiler:
             gid: int | Late = self.gid if self.new_user else Late("host_gid")
             program.call("setresgid", gid, gid, gid)
             program.call("setresuid", uid, uid, uid)
+        if "time" in self.spec.new_namespaces:
+            self._time()
         if self.nested:
             # The caller's /proc, while it can be seen: the sandbox may have none.
             program.origin = "capabilities"
@@ -353,11 +390,9 @@ class _Compiler:
             private = mount_attributes(program, k.NONE, private=True)
             program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
         self._root()
-        if "time" in self.spec.new_namespaces:
-            # Children enter it, PID 1 does not: the payload is one.
-            program.origin = "namespaces"
-            program.call("unshare", k.CLONE_NEWTIME)
-        wait = not (self.variant.hold or self.nested)
+        # A payload that shares PID 1's memory until it executes cannot have a user namespace of its own; and before
+        # Linux 6.1 no other time namespace.
+        wait = not (self.variant.hold or self.nested or "time" in self.spec.new_namespaces)
         if self.new_net_beside:
             program.origin = "network"
             # Its loopback comes up while the payload is cloned, unless that does not share the memory that tells.
@@ -370,9 +405,45 @@ class _Compiler:
             self._privileges(self.spec.keep, self.spec.ambient)
         program.origin = "payload"
         program.call("check_lifeline")
-        # A payload that shares PID 1's memory until it executes cannot have a user namespace of its own.
+        if not self.spec.init:
+            # Stage 1 waits, and is the parent: this one is told of its end.
+            program.call("prctl", k.PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+            program.call("become_payload")
+            return
+        self._wall_time()
+        if not self.spec.new_session:
+            program.origin = ".new_session(False)"
+            program.call("join_group")
+        program.origin = "payload"
         # Who is held or asks has to be heard of before; otherwise one word at the end wakes the caller once.
         program.call("fork_payload", int(wait), int(not wait or self.listens))
+
+    def _time(self) -> None:
+        """Make a time namespace with its offsets, which can be set until the first process enters it."""
+        program, spec = self.program, self.spec
+        program.origin = "namespaces"
+        # Children enter it, PID 1 does not.
+        program.call("unshare", k.CLONE_NEWTIME)
+        offsets = {"monotonic": spec.monotonic, "boottime": spec.boottime}
+        if not any(offsets.values()) and spec.init:
+            return
+        flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+        proc = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc")
+        if any(offsets.values()):
+            said = [f"{name}={value / 1e9:g}" for name, value in offsets.items() if value]
+            program.origin = f".time_offset({', '.join(said)})"
+            if self.caller.privileged:
+                # The uid change made the files of this process in /proc root's own.
+                program.call("prctl", k.PR_SET_DUMPABLE, 1, 0, 0, 0)
+            status = program.data(bytes(120), "status")
+            program.call("fstatfs", proc, status)
+            program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
+            text = "".join(f"{name} {value // 10**9} {value % 10**9}\n" for name, value in offsets.items())
+            program.call("write_proc_self", proc, "timens_offsets", text, len(text))
+        if not spec.init:
+            # The payload is no child.
+            fd = program.call("openat", proc, "self/ns/time_for_children", k.O_CLOEXEC, 0, name="time")
+            program.call("setns", fd, k.CLONE_NEWTIME)
 
     def _root(self) -> None:
         program = self.program
@@ -460,7 +531,8 @@ class _Compiler:
         if self.nested:
             self._nest()
         program.origin = "session"
-        program.call("setsid")
+        if spec.new_session:
+            program.call("setsid")
         # No key of the caller's; where keyctl is not to be had, no program inside has it either.
         program.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, 0, tolerate=(ENOSYS, EPERM))
         numbers = {0: 3, 1: 4, 2: 5}

@@ -82,6 +82,7 @@ class ProcessControl(Runner):
         self.init_pidfd = init_pidfd
         self.enforced = enforced
         self.layers = Layers()
+        self.inner_pidfd = -1  # of PID 1 where that is the payload, and not our child
         self.returncode: int | None = None
         self.supervise: Callable[[int], None] | None = None
         self.reaped = False
@@ -128,10 +129,11 @@ class ProcessControl(Runner):
 
     # ── what the records say ──
 
-    def _ended(self, status: int | None) -> None:
+    def _ended(self, status: int | None, error: int = 0) -> None:
         """Note the end, reap PID 1, and close the channel."""
         control, self._control = self._control, None
         if status is None:
+            self._kill_inner()
             returncode, self._reason = -signal.SIGKILL, Reason.INIT_DIED
             self._detail = "PID 1 of the sandbox ended without a report: killed from outside, or out of memory"
         else:
@@ -146,6 +148,8 @@ class ProcessControl(Runner):
                     self._detail = "SIGSYS: the seccomp filter ends a process that makes such a call"
         if self._cause is not None:
             self._reason = self._cause
+        elif status is not None:
+            self._judge(returncode, error)
         if control is not None:
             control.close()
         if not self.reaped:
@@ -156,6 +160,30 @@ class ProcessControl(Runner):
         # Last: other threads look at it without the lock.
         self.returncode = returncode
 
+    def _judge(self, returncode: int, error: int) -> None:
+        """Say which of the limits on time ended it, if one did."""
+        limits, used = self.layers.limits, self._usage.cpu_time
+        if error == errno.ETIME:
+            self._reason = Reason.TIMEOUT
+            self._detail = f"killed after {self._usage.wall:.2f} seconds: limit(wall_time={limits.wall_time:g})"
+        elif limits.cpu_time is not None:
+            # For the limit the kernel counts ticks, for the usage the time that the processor really had: on a busy
+            # virtual machine much less. A shell whose child ends by a signal exits with 128 and the signal.
+            by = -returncode if returncode < 0 else returncode - 128
+            share = {int(signal.SIGXCPU): 0.2, int(signal.SIGKILL): 0.5}.get(by)
+            if share is not None and used >= share * limits.cpu_time:
+                self._reason = Reason.CPU_TIME
+                self._detail += f", after {used:.2f} seconds of CPU time: limit(cpu_time={limits.cpu_time:g})"
+
+    def _kill_inner(self) -> None:
+        """End a payload whose watcher was killed, or is about to be."""
+        if self.inner_pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.inner_pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            readable(self.inner_pidfd, None)
+
     def _take(self, record: Record | None) -> None:
         if record is None:
             self._ended(None)
@@ -163,7 +191,7 @@ class ProcessControl(Runner):
         close_all(record.fds)
         if record.type == R_ENDED:
             self._usage = parse_usage(record.body)
-            self._ended(record.value)
+            self._ended(record.value, record.error)
         elif record.type == R_STARTED and not self._held:
             # Later than the launch: the program was executed when somebody had answered for it.
             self.enforced = self._in_group(parse_identity(record.body, self.layers))
@@ -396,6 +424,13 @@ class ProcessControl(Runner):
             raise ValueError(f"namespace must be one of {', '.join(_NAMESPACES)}, got {namespace!r}")
         if self._look() is not None:
             raise ProcessLookupError(errno.ESRCH, "the sandbox has ended")
+        if self.inner_pidfd >= 0:
+            raise UnsupportedError(
+                "namespace_fd()",
+                needed="a PID 1 of the library's inside",
+                found="a sandbox with init(False), which is watched from outside",
+                fix="leave out init(False)",
+            )
         try:
             return self._ask(Q_NAMESPACE, _NAMESPACES.index(namespace))
         except FileNotFoundError:
@@ -432,6 +467,7 @@ class ProcessControl(Runner):
                 self._control.close()
                 self._control = None
             self._detached = True
+            self._close_inner()
             pidfd, self.init_pidfd = self.init_pidfd, -1
         return pidfd
 
@@ -445,6 +481,7 @@ class ProcessControl(Runner):
 
     def _signal_init(self) -> None:
         """Kill PID 1: the kernel kills all that is left in its pid namespace."""
+        self._kill_inner()
         try:
             signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
         except ProcessLookupError:  # it has just ended
@@ -454,9 +491,15 @@ class ProcessControl(Runner):
         """Close it, now or when the last thread that waits for it has seen the end."""
         with self._lock:
             self._closing = True
+            self._close_inner()
             if self.init_pidfd >= 0 and not self._waiting:
                 os.close(self.init_pidfd)
                 self.init_pidfd = -1
+
+    def _close_inner(self) -> None:
+        if self.inner_pidfd >= 0:
+            os.close(self.inner_pidfd)
+            self.inner_pidfd = -1
 
 
 def reap(pidfd: int) -> int | None:

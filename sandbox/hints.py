@@ -65,6 +65,8 @@ _BY_CALL: dict[tuple[str, int], str] = {
     ),
     ("prlimit64", e.EPERM): "the caller's own hard limit is lower, and only root may go beyond it; see ulimit -H",
     ("prlimit64", e.EINVAL): "the kernel takes no more open files than fs.nr_open says",
+    ("write_proc_self", e.ERANGE): "the clock would be before the boot, or more than 146 years after it",
+    ("become_payload", e.EPIPE): "the process that watches over the sandbox was killed from outside",
     ("sethostname", e.EPERM): "the host name belongs to the caller's uts namespace, which is shared",
     ("setgroups", e.EPERM): "the groups cannot be dropped in this user namespace",
     ("keyctl", e.EDQUOT): "the caller's quota of kernel keys is used up (kernel.keys.maxkeys)",

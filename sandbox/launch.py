@@ -19,7 +19,18 @@ from sandbox._native import ffi, lib
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
 from sandbox.plan import SLOTS_OFFSET, TAG_TERMINAL, Command, Template
-from sandbox.records import R_ENDED, R_FAILED, R_FD, R_HELD, R_INIT, R_STARTED, Record, parse_record
+from sandbox.records import (
+    Q_JOINED,
+    R_ENDED,
+    R_FAILED,
+    R_FD,
+    R_HELD,
+    R_INIT,
+    R_STARTED,
+    Record,
+    parse_record,
+    request,
+)
 from sandbox.streams import close_all
 
 _PAIR, _NUMBERS, _MESSAGE = map(ffi.typeof, ("int[2]", "int[]", "struct launch_message *"))
@@ -255,6 +266,10 @@ class Setup:
         # Who is held installs his filter later.
         self._listens = listens and not held
         self._builds = not template.plan.segments[2]
+        # Stage 1 stays and is what there is to wait for; PID 1 is the payload, and not our child.
+        stage = template.plan.segments[0]
+        self._watched = bool(stage) and stage[-1].call == "stay"
+        self.inner_pidfd = -1
         self._stage = ffi.new(_PAIR, (-1, -1))
         self.control = ControlChannel(-1)
         self.init_pid = self.init_pidfd = -1
@@ -289,6 +304,10 @@ class Setup:
             raise self._died()
         if record.type == R_INIT and record.fds:
             self.init_pid, self.init_pidfd = record.value, record.fds[0]
+            if len(record.fds) > 1:
+                self.inner_pidfd = record.fds[1]
+            if record.id:
+                self._join()
         elif record.type in {R_STARTED, R_HELD}:
             self.identity = record.body
             self.started = True
@@ -305,6 +324,19 @@ class Setup:
             raise self.failed(record)
         return self.started and self.init_pidfd >= 0 and (bool(self.fds) or not self._listens)
 
+    def _join(self) -> None:
+        """Move PID 1, our child that has executed nothing, to our own process group: its children will be in it."""
+        try:
+            os.setpgid(self.init_pid, os.getpgrp())
+        except OSError as error:
+            raise SetupError(
+                error.errno or errno.EPERM,
+                call=f"setpgid({self.init_pid}, {os.getpgrp()})",
+                origin=".new_session(False)",
+                hint="a group of the caller's own session takes a process; a session leader that has left it does not",
+            ) from None
+        self.control.send(request(Q_JOINED))
+
     def asked(self) -> bool:
         """Wait for a record or for a question of the filter; True when there is a question and no record.
 
@@ -320,15 +352,22 @@ class Setup:
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
+        if self._watched and self._stage[0] >= 0 and _has_ended(self._stage[0]):
+            return self._died()
         # PID 1 is in the process group of stage 1 until it has introduced itself.
-        for kind, number in ((os.P_PGID, self._stage[1]), (os.P_PIDFD, self.init_pidfd)):
+        stopped = self._watched and self.inner_pidfd >= 0 and _is_stopped(self.init_pid)
+        for kind, number in (
+            (os.P_PGID, self._stage[1]),
+            (os.P_PIDFD, self._stage[0]),
+            (os.P_PIDFD, self.init_pidfd),
+        ):
             if number < 0:
                 continue
             try:
-                info = os.waitid(kind, number, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+                stopped = stopped or os.waitid(kind, number, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
             except ChildProcessError:
                 continue
-            if info is not None:
+            if stopped:
                 return SetupError(
                     errno.ECANCELED,
                     call="set-up",
@@ -383,7 +422,14 @@ class Setup:
         )
 
     def reap_stage(self) -> None:
-        """Reap stage 1, which has ended or is about to."""
+        """Reap stage 1, which has ended or is about to, unless it stays: then it is `init_pidfd`, too."""
+        if self._watched:
+            os.close(self._stage[0])
+            self._stage[0] = -1
+        else:
+            self._wait_for_stage()
+
+    def _wait_for_stage(self) -> None:
         pidfd = self._stage[0]
         if pidfd >= 0:
             try:
@@ -398,7 +444,12 @@ class Setup:
         if self.control.fileno() >= 0:
             self._drain()
             self.control.close()
-        for pidfd in (self._stage[0], self.init_pidfd):
+        if self._watched and self._stage[0] >= 0:
+            # It ends PID 1, which is its child, and itself, now that we are gone.
+            poller = select.poll()
+            poller.register(self._stage[0], select.POLLIN)
+            poller.poll(1000)
+        for pidfd in (self.inner_pidfd, self._stage[0], self.init_pidfd):
             if pidfd >= 0:
                 try:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -406,7 +457,7 @@ class Setup:
                     continue
         if self._stage[0] >= 0 and self.init_pidfd < 0:
             self._kill_group()
-        self.reap_stage()
+        self._wait_for_stage()
         if self.init_pidfd >= 0:
             try:
                 os.waitid(os.P_PIDFD, self.init_pidfd, os.WEXITED)
@@ -415,8 +466,8 @@ class Setup:
             os.close(self.init_pidfd)
         elif self._stage[1] > 0:
             self._reap_group()
-        close_all(self.fds if self.terminal < 0 else [*self.fds, self.terminal])
-        self.init_pidfd = self.terminal = -1
+        close_all([fd for fd in (*self.fds, self.terminal, self.inner_pidfd) if fd >= 0])
+        self.init_pidfd = self.inner_pidfd = self.terminal = -1
         self.fds = []
 
     def _drain(self) -> None:
@@ -425,6 +476,7 @@ class Setup:
             while (record := self.control.receive(wait=False)) is not None:
                 if record.type == R_INIT and self.init_pidfd < 0 and record.fds:
                     self.init_pidfd = record.fds[0]
+                    close_all(record.fds[1:])
                 else:
                     close_all(record.fds)
         except BlockingIOError:
@@ -453,6 +505,21 @@ class Setup:
                 os.waitid(os.P_PGID, self._stage[1], os.WEXITED)
             except ChildProcessError:
                 return
+
+
+def _has_ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _is_stopped(pid: int) -> bool:
+    """Say whether a process is stopped that is not our child."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b") ")[2][:1] in {b"T", b"t"}
+    except FileNotFoundError:
+        return False
 
 
 def _run_setup(setup: Setup) -> None:

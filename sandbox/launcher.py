@@ -227,6 +227,7 @@ class Launcher:
         compiled = prepared.compiled
         process.layers = compiled.layers
         process.failed = setup.failed
+        process.inner_pidfd = setup.inner_pidfd
         try:
             if prepared.group is not None:
                 process.adopt(prepared.group)

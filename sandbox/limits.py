@@ -191,7 +191,7 @@ def refuse(limits: Limits) -> tuple[str, ...]:
         UnsupportedError: A limit that was asked for cannot be had.
     """
     missing = []
-    for name in ("wall_time", "cpu_time", "output"):
+    for name in ("output",):
         value = getattr(limits, name)
         if value is None:
             continue

@@ -356,6 +356,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         if self.init_pidfd >= 0:
             os.close(self.init_pidfd)
             self.init_pidfd = -1
+        self._close_inner()
 
     def __enter__(self) -> Self:
         """Return itself."""

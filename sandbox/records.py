@@ -19,7 +19,7 @@ _IDENTITY = Struct("<8I5Q5Q")
 _MAX_GROUPS, _NO_LIMIT = 176, 2**64 - 1
 _USAGE = Struct("<10q")
 R_INIT, R_FAILED, R_HELD, R_STARTED, R_ENDED, R_FD, R_REFUSED = range(1, 8)
-Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN, Q_SIGNAL, Q_PIDFD = range(64, 71)
+Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN, Q_SIGNAL, Q_PIDFD, Q_JOINED = range(64, 72)
 _SETS: Final = ("effective", "permitted", "inheritable", "bounding", "ambient")
 _NO_CAPABILITIES: Final[Mapping[str, frozenset[str]]] = dict.fromkeys(_SETS, frozenset())
 

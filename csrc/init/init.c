@@ -44,6 +44,9 @@ static uint32_t alive;    /* how far stage 1 is; the kernel clears it and wakes 
 static uint32_t released; /* the same, and stays */
 static long init_pid;
 int introduced;
+int watching;
+static int watched; /* by stage 1, which does not share its memory then */
+int64_t wall_limit;
 volatile int signals_reset;
 
 _Noreturn void quit(int status)
@@ -125,22 +128,49 @@ static void init_starts(void)
 }
 
 /*
+ * PID 1 is the payload, and nobody in its namespaces can look after it: stage 1 stays, as its parent. Memory
+ * and descriptors are not shared then, for both go on, and PID 1 may want a user namespace of its own.
+ */
+static long start_watched(unsigned long flags)
+{
+    long pid = watch_payload();
+
+    if (pid < 0)
+        return pid;
+    watched = 1;
+    pid = call5(__NR_clone, flags | SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0) {
+        close_fd(&payloads[0].sync);
+        init_starts();
+    }
+    close_fd(&sync_fd);
+    if (pid > 0)
+        payloads[0].pid = (int)pid;
+    return pid;
+}
+
+/*
  * Memory and descriptors are shared until stage 1 ends: what it opens, PID 1 has. So the end of stage 1
  * closes nothing that PID 1 could notice, and a word in the memory tells of it.
  */
-long start_init(unsigned long flags, int cgroup)
+static long start_shared(unsigned long flags, int cgroup)
 {
     flags |= CLONE_PARENT | CLONE_VM | CLONE_SIGHAND | CLONE_FILES;
     alive = WORKING;
     call1(__NR_set_tid_address, &alive);
-    if (cgroup >= 0) {
-        init_pid = clone_into(flags, cgroup, init_stack, sizeof init_stack, init_starts);
-        if (init_pid != -E_NOSYS)
-            return init_pid;
-        /* A filter of the caller's, as of a container: PID 1 joins before it is released. */
-    }
-    init_pid = clone_on(flags, 0, init_stack + sizeof init_stack, init_starts);
-    if (init_pid > 0 && cgroup >= 0) {
+    if (cgroup >= 0)
+        return clone_into(flags, cgroup, init_stack, sizeof init_stack, init_starts);
+    return clone_on(flags, 0, init_stack + sizeof init_stack, init_starts);
+}
+
+long start_init(unsigned long flags, int cgroup, int watch)
+{
+    init_pid = watch ? start_watched(flags) : start_shared(flags, cgroup);
+    /* A filter of the caller's, as of a container, may not know clone3: PID 1 joins before it is released. */
+    int joins = cgroup >= 0 && (watch || init_pid == -E_NOSYS);
+    if (joins && !watch)
+        init_pid = start_shared(flags, -1);
+    if (init_pid > 0 && joins) {
         long error = join_cgroup(cgroup, init_pid);
         if (error < 0)
             return error;
@@ -180,6 +210,14 @@ static long adopt(void)
 /* Wait until stage 1 is so far: 0, or -E_PIPE when it ended before. */
 long await_release(uint32_t progress)
 {
+    if (watched) {
+        char byte;
+        long got;
+        do
+            got = call3(__NR_read, sync_fd, &byte, 1);
+        while (got == -E_INTR);
+        return got == 1 ? 0 : got < 0 ? got : -E_PIPE;
+    }
     for (;;) {
         uint32_t seen = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
         if (__atomic_load_n(&released, __ATOMIC_ACQUIRE) >= progress)
@@ -191,12 +229,7 @@ long await_release(uint32_t progress)
     return progress == RELEASE_IDS && call0(__NR_getpid) != 1 ? adopt() : 0;
 }
 
-struct pollfd {
-    int fd;
-    short events, revents;
-};
-
-static long poll_now(int fd, short events)
+long poll_now(int fd, short events)
 {
     struct pollfd one = {fd, events, 0};
     const int64_t none[2] = {0, 0};
@@ -214,16 +247,34 @@ long check_lifeline(void)
 }
 
 /* PID 1's pid as the caller sees it, with its pidfd. A launcher that is gone is noticed by the loop. */
-void introduce(void)
+void introduce(int joins)
 {
-    struct record record = {.type = R_INIT, .value = init_pid};
-    int pidfd = (int)call2(__NR_pidfd_open, call0(__NR_getpid), 0);
+    struct record record = {.type = R_INIT, .id = (uint32_t)joins, .value = init_pid};
+    int pidfd[2] = {(int)call2(__NR_pidfd_open, call0(__NR_getpid), 0), -1};
 
     introduced = 1;
-    if (pidfd < 0)
+    if (watching)
+        pidfd[1] = (int)call2(__NR_pidfd_open, init_pid, 0);
+    if (pidfd[0] < 0 || (watching && pidfd[1] < 0))
         quit(125);
-    (void)send_record(control, &record, &pidfd, 1);
-    call1(__NR_close, pidfd);
+    (void)send_record(control, &record, pidfd, 1 + watching);
+    close_fd(&pidfd[0]);
+    close_fd(&pidfd[1]);
+}
+
+/*
+ * Until here the launcher finds PID 1 by its process group, from here on by its pidfd: now it may move it to
+ * the group that it is in itself, which has no number in this namespace.
+ */
+long join_group(void)
+{
+    struct record answer;
+
+    introduce(1);
+    int count = receive_record(control, &answer, 0, 0);
+    if (count < 0)
+        return count;
+    return answer.type == Q_JOINED ? -(long)answer.error : -E_PROTO;
 }
 
 static _Noreturn void wait_loop(void)
@@ -248,7 +299,18 @@ static _Noreturn void wait_loop(void)
                 heard[count] = &payloads[i];
                 polled[count++] = (struct pollfd){payloads[i].sync, POLLIN, 0};
             }
-        long ready = call5(__NR_ppoll, polled, count, 0, 0, 0);
+        /* The time counts from the execution of the program. */
+        int64_t left = 0;
+        int64_t time[2] = {0, 0};
+        int timed = wall_limit && payloads[0].started > 0;
+        if (timed) {
+            left = payloads[0].since + wall_limit - now();
+            if (left <= 0)
+                finish(SIGKILL, E_TIME);
+            time[0] = left / 1000000000;
+            time[1] = left % 1000000000;
+        }
+        long ready = call5(__NR_ppoll, polled, count, timed ? time : 0, 0, 0);
         if (ready < 0 && ready != -E_INTR)
             quit(125);
         for (int i = 3; i < count; i++)
@@ -262,7 +324,7 @@ static _Noreturn void wait_loop(void)
         if (polled[1].revents)
             serve();
         else if (polled[2].revents)
-            finish(SIGKILL, payloads[0].since);
+            finish(SIGKILL, 0);
     }
 }
 
@@ -282,14 +344,32 @@ static _Noreturn void be_init(void)
     int keep[] = {control, lifeline, claim, children_fd, thaw_fd, payloads[0].sync};
 
     (void)await_release(RELEASE_ALL); /* stage 1 reads the plan until then */
+    if (payloads[0].shared)
+        explain(payloads[0].shared);
     unmap_plan(plan);
     drop_capabilities();
     if (!payloads[0].pid || close_except(keep, 6) < 0)
         quit(125);
     if (!introduced)
-        introduce();
+        introduce(0);
     settle_if_known(&payloads[0]);
     forget_stack();
+    wait_loop();
+}
+
+/* The last thing that stage 1 does for a payload that is PID 1 itself. */
+long stay(void)
+{
+    int keep[] = {control, lifeline, claim, thaw_fd, payloads[0].sync};
+    long error = call3(__NR_write, payloads[0].sync, "", 1);
+
+    if (error < 0)
+        return error;
+    watching = 1;
+    reset_signals();
+    if (close_except(keep, 5) < 0)
+        quit(125);
+    introduce(0);
     wait_loop();
 }
 

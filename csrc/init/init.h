@@ -26,6 +26,8 @@ struct shared {
     volatile uint32_t sent;
     struct record failure;
     struct identity identity;
+    char *const *candidates; /* what was to be executed: of the plan */
+    uint64_t candidate_count;
 };
 enum tag { TAG_LISTENER = 1, TAG_TERMINAL };
 enum { PAYLOAD_HELD = 1, PAYLOAD_EXECS, PAYLOAD_FAILED };
@@ -35,6 +37,8 @@ extern int sync_fd; /* the payload's end of the socket pair with PID 1; closes o
 /* What PID 1 keeps for its whole life. */
 extern int control, lifeline, children_fd, thaw_fd;
 extern int introduced;             /* the launcher has PID 1's pidfd */
+extern int watching;               /* stage 1 that has stayed: PID 1 is its only child, and the payload */
+extern int64_t wall_limit;         /* nanoseconds; 0: none */
 extern volatile int signals_reset; /* by stage 1, in the same memory */
 
 #define MAX_PAYLOADS 32
@@ -63,17 +67,27 @@ void tell(struct record *record, const int *fds, int count);
 
 /* init.c */
 _Noreturn void quit(int status);
-long start_init(unsigned long flags, int cgroup);
+long start_init(unsigned long flags, int cgroup, int watch);
+long join_group(void);
+long stay(void);
 long release(uint32_t progress);
 long await_release(uint32_t progress);
 long check_lifeline(void);
 long reset_signals(void);
 int64_t now(void);
 void close_fd(int *fd);
-void introduce(void);
+struct pollfd {
+    int fd;
+    short events, revents;
+};
+long poll_now(int fd, short events);
+void introduce(int joins);
 
 /* payload.c */
 long spawn(int wait, int early);
+long watch_payload(void);
+long become_payload(void);
+void explain(struct shared *page);
 void forget_stack(void);
 void settle(struct payload *p, int dead, int status);
 void settle_if_known(struct payload *p);
@@ -82,10 +96,11 @@ struct payload *find(long pid);
 struct payload *find_id(uint32_t id);
 
 /* reaper.c */
-_Noreturn void finish(int status, int64_t since);
+_Noreturn void finish(int status, int error);
 void kill_all(void);
 long thaw_with(int fd);
 void reap(void);
+void end_watched(void);
 
 /* requests.c */
 void serve(void);

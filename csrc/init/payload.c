@@ -10,6 +10,9 @@
 #define SOCK_STREAM 1
 #define SOCK_CLOEXEC 02000000
 #define MADV_DONTNEED 4
+#define AT_FDCWD (-100)
+#define O_NONBLOCK 04000
+#define O_NOCTTY 0400
 
 struct payload *find(long pid)
 {
@@ -35,19 +38,16 @@ void forget_stack(void)
     call3(__NR_madvise, payload_stack, sizeof payload_stack, MADV_DONTNEED);
 }
 
-static void payload_starts(void)
+static _Noreturn void payload_starts(void)
 {
     run_segment(PAYLOAD);
     fail(PAYLOAD, (int)(plan->first[PAYLOAD] + plan->count[PAYLOAD]), E_PROTO,
          "the plan ends without an execve");
 }
 
-/*
- * Clone the payload. It shares the memory of PID 1 until it executes its program: set-up takes no copy. wait:
- * PID 1 sleeps until then, as after vfork, and knows the outcome. Otherwise a socket pair tells, and its
- * other end is what a held payload waits on.
- */
-long spawn(int wait, int early)
+/* Find room for a payload, with a page to share with it and, unless its maker sleeps meanwhile, a socket
+ * pair. */
+static long prepare(int wait, struct payload **prepared)
 {
     int pair[2] = {-1, -1};
     struct payload *free_one = 0;
@@ -71,8 +71,43 @@ long spawn(int wait, int early)
         return error;
     *free_one = (struct payload){.sync = pair[0], .since = now(), .shared = shared};
     sync_fd = pair[1];
-    if (early)
-        introduce();
+    *prepared = free_one;
+    return 0;
+}
+
+/* Stage 1 prepares for a payload that will be PID 1. */
+long watch_payload(void)
+{
+    struct payload *first;
+
+    return prepare(0, &first);
+}
+
+/*
+ * PID 1 goes on as the payload. Its parent is told of by the end of the socket pair: when that one is gone
+ * already, the signal that its death sends will not come.
+ */
+long become_payload(void)
+{
+    if (poll_now(sync_fd, 0))
+        return -E_PIPE;
+    payload_starts();
+}
+
+/*
+ * Clone the payload. It shares the memory of PID 1 until it executes its program: set-up takes no copy. wait:
+ * PID 1 sleeps until then, as after vfork, and knows the outcome. Otherwise a socket pair tells, and its
+ * other end is what a held payload waits on.
+ */
+long spawn(int wait, int early)
+{
+    struct payload *free_one;
+    long error = prepare(wait, &free_one);
+
+    if (error < 0)
+        return error;
+    if (early && !introduced)
+        introduce(0);
     if (!signals_reset) /* exec keeps what the caller ignores */
         reset_signals();
     long pid;
@@ -128,6 +163,31 @@ void settle_if_known(struct payload *p)
         settle(p, 0, 0);
 }
 
+/*
+ * A program was not found, although a file with its name is there: an interpreter is missing. The launcher
+ * gets the beginning of the file, for who is under the filter cannot look.
+ */
+void explain(struct shared *page)
+{
+    struct record *failure = &page->failure;
+
+    if (page->stage != PAYLOAD_FAILED || failure->error != E_NOENT || !page->candidates)
+        return;
+    for (uint64_t i = 0; i < page->candidate_count; i++) {
+        /* A relative path begins at the payload's working directory, not here. */
+        if (page->candidates[i][0] != '/')
+            continue;
+        long fd = call4(__NR_openat, AT_FDCWD, page->candidates[i], O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+        if (fd < 0)
+            continue;
+        long got = call3(__NR_read, fd, failure->body.text, sizeof failure->body.text);
+        call1(__NR_close, fd);
+        if (got > 0)
+            failure->value = (int64_t)(i + 1) << 32 | got;
+        return;
+    }
+}
+
 /* A byte: the payload is held, all set up. End of file: it has executed its program, or died. */
 void hear(struct payload *p)
 {
@@ -141,8 +201,9 @@ void hear(struct payload *p)
         return;
     }
     /* Dead, or about to be: then SIGCHLD tells, with the status. */
-    if (p->shared->stage == PAYLOAD_EXECS)
+    if (p->shared->stage == PAYLOAD_EXECS) {
+        p->since = now();
         settle(p, 0, 0);
-    else
+    } else
         close_fd(&p->sync);
 }

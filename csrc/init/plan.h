@@ -26,7 +26,8 @@ enum expectation { ANY, EQUAL, AT_LEAST };
 /* Operations that straight-line system calls cannot express; numbers from NATIVE on. */
 #define NATIVE 0x100
 enum native {
-    OP_CLONE = NATIVE, /* (flags, cgroup fd or -1): PID 1 starts with the next segment; result: its pid */
+    OP_CLONE = NATIVE, /* (flags, cgroup fd or -1, watched): PID 1 starts with the next segment; result: its
+                          pid; watched: it is stage 1's child, not the launcher's */
     OP_WRITE_PROC,     /* (proc fd, pid, name, text, size): write /proc/PID/NAME */
     OP_RELEASE,        /* (progress): tell how far stage 1 is; RELEASE_ALL ends it */
     OP_AWAIT,          /* (progress): wait until stage 1 is so far; fails when it ended before */
@@ -47,6 +48,10 @@ enum native {
     OP_WRITE_PROC_SELF, /* (proc fd, name, text, size): write /proc/self/NAME */
     OP_JOIN_CGROUP,     /* (group fd, pid): put a process into a control group */
     OP_THAW_WITH,       /* (fd of a freezer.state): PID 1 thaws with it what it has killed */
+    OP_WALL_TIME,       /* (nanoseconds): kill everything so long after the program was executed */
+    OP_JOIN_GROUP,      /* (): introduce PID 1, wait until the launcher has moved it to its process group */
+    OP_STAY,            /* (): stage 1 lets PID 1 go on and watches it until the end */
+    OP_BECOME,          /* (): PID 1 itself is the payload: it runs the last segment */
     OP_READ_LIMITS,     /* (): read the resource limits again, which the self-check has read before */
     NATIVE_END,
 };
@@ -88,11 +93,12 @@ enum { OWN_GROUP = 1 }; /* stage 1 starts a process group: the launcher finds PI
 /* Records. Fixed size: whoever reads one knows that it is whole. */
 #define RECORD_SIZE 1024
 enum record_type {
-    R_INIT = 1,  /* value: PID 1's pid; with its pidfd */
+    R_INIT = 1,  /* value: PID 1's pid; with the pidfd to wait for, and PID 1's own where that is another;
+                    id 1: it waits for Q_JOINED */
     R_FAILED,    /* step, error, text */
     R_HELD,      /* body: identity */
     R_STARTED,   /* body: identity */
-    R_ENDED,     /* value: wait status; body: end */
+    R_ENDED,     /* value: wait status; error: ETIME when the time was up; body: end */
     R_FD,        /* value: tag; with the descriptor */
     R_REFUSED,   /* error: a request that could not be served */
     Q_KILL = 64, /* kill everything, reap, report, exit */
@@ -102,6 +108,7 @@ enum record_type {
     Q_SPAWN,     /* with a plan, then its slots: one more payload */
     Q_SIGNAL,    /* value: signal for payload `id` */
     Q_PIDFD,     /* the pidfd of payload `id`; answered by R_FD */
+    Q_JOINED,    /* PID 1 is in the launcher's process group */
 };
 
 enum { LIMITS = 5 }; /* cpu_time, file_size, stack, core, open_files: RLIMITS of sandbox/limits.py */

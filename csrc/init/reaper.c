@@ -30,7 +30,9 @@ long thaw_with(int fd)
 
 void kill_all(void)
 {
-    if (call0(__NR_getpid) == 1)
+    if (watching)
+        call2(__NR_kill, payloads[0].pid, SIGKILL);
+    else if (call0(__NR_getpid) == 1)
         call2(__NR_kill, -1, SIGKILL);
     else
         kill_children();
@@ -54,10 +56,19 @@ static void copy_usage(struct usage *to, const int64_t *r)
     to->involuntary_switches = r[17];
 }
 
-/* The first payload has ended, or all was to be killed: end whatever is left, count it, report, exit. */
-_Noreturn void finish(int status, int64_t since)
+/* Stage 1 has failed: a PID 1 that is its own child, and not the launcher's, goes with it. */
+void end_watched(void)
 {
-    struct record record = {.type = R_ENDED, .value = status};
+    if (payloads[0].pid > 0) {
+        call2(__NR_kill, payloads[0].pid, SIGKILL);
+        call4(__NR_wait4, payloads[0].pid, 0, 0, 0);
+    }
+}
+
+/* The first payload has ended, or all was to be killed: end whatever is left, count it, report, exit. */
+_Noreturn void finish(int status, int error)
+{
+    struct record record = {.type = R_ENDED, .value = status, .error = error};
     int64_t rusage[18] = {0};
     int other;
 
@@ -79,7 +90,7 @@ _Noreturn void finish(int status, int64_t since)
     }
     call2(__NR_getrusage, RUSAGE_CHILDREN, rusage);
     copy_usage(&record.body.end.usage, rusage);
-    record.body.end.usage.wall_ns = now() - since;
+    record.body.end.usage.wall_ns = now() - payloads[0].since;
     if (payloads[0].shared)
         record.body.end.identity = payloads[0].shared->identity;
     tell(&record, 0, 0);
@@ -103,7 +114,7 @@ void reap(void)
                 kill_all();
                 quit(125);
             }
-            finish(status, p->since);
+            finish(status, 0);
         }
         if (p->started > 0) {
             struct record record = {.type = R_ENDED, .id = p->id, .value = status};

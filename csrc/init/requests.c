@@ -36,6 +36,7 @@ static void serve_spawn(const struct record *request, int *fds, int count)
         if (error > 0) {
             struct payload *p = find(error);
             p->id = request->id;
+            explain(p->shared);
             settle_if_known(p);
             error = 0;
         }
@@ -126,14 +127,14 @@ void serve(void)
     int count = receive_record(control, &request, fds, MAX_SLOTS);
 
     if (count == -E_PIPE && !detached) /* the launcher is gone or gave us up */
-        finish(SIGKILL, payloads[0].since);
+        finish(SIGKILL, 0);
     if (count == -E_PIPE)
         close_fd(&control);
     if (count < 0)
         return;
     switch (request.type) {
     case Q_KILL:
-        finish(SIGKILL, payloads[0].since);
+        finish(SIGKILL, 0);
     case Q_RELEASE:
         if (payloads[0].sync >= 0)
             call3(__NR_write, payloads[0].sync, "g", 1);
@@ -143,10 +144,13 @@ void serve(void)
         detached = 1;
         break;
     case Q_NAMESPACE:
-        serve_namespace(&request);
-        break;
     case Q_SPAWN:
-        serve_spawn(&request, fds, count);
+        if (watching) /* from outside of the namespaces there is no way in */
+            refuse(request.id, E_NOTSUP);
+        else if (request.type == Q_SPAWN)
+            serve_spawn(&request, fds, count);
+        else
+            serve_namespace(&request);
         break;
     case Q_SIGNAL:
         serve_signal(&request);

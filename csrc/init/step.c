@@ -260,6 +260,8 @@ static long exec(char *const *candidates, uint64_t count, char *const *argv, cha
     long error = -E_NOENT;
 
     shared->stage = PAYLOAD_EXECS;
+    shared->candidates = candidates;
+    shared->candidate_count = count;
     for (uint64_t i = 0; i < count; i++) {
         long found = call3(__NR_execve, candidates[i], argv, envp);
         if (found == -E_ACCES)
@@ -288,7 +290,7 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
 
     switch (operation) {
     case OP_CLONE:
-        return start_init(a[0], (int)a[1]);
+        return start_init(a[0], (int)a[1], a[2] != 0);
     case OP_WRITE_PROC:
         memory = data(a[3], a[4]);
         return memory && data(a[2], 1) ? write_proc((int)a[0], a[1], (const char *)a[2], memory, a[4])
@@ -335,6 +337,15 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
         return join_cgroup((int)a[0], (long)a[1]);
     case OP_THAW_WITH:
         return thaw_with((int)a[0]);
+    case OP_WALL_TIME:
+        wall_limit = (int64_t)a[0];
+        return 0;
+    case OP_JOIN_GROUP:
+        return join_group();
+    case OP_STAY:
+        return stay();
+    case OP_BECOME:
+        return become_payload();
     case OP_READ_LIMITS:
         return read_limits();
     case OP_LISTEN:
@@ -401,6 +412,8 @@ _Noreturn void fail(enum segment which, int step, int error, const char *text)
     } else {
         send_record(plan->slot[SLOT_CONTROL], &record, 0, 0);
     }
+    if (which == STAGE)
+        end_watched();
     quit(125);
 }
 

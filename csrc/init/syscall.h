@@ -232,9 +232,11 @@ enum {
     E_NOTTY = 25,
     E_PIPE = 32,
     E_NOSYS = 38,
+    E_TIME = 62,
     E_PROTO = 71,
     E_OVERFLOW = 75,
     E_BADE = 52,
+    E_NOTSUP = 95,
 };
 
 /* The compiler may call these for copies and zeroing even in freestanding code. */

@@ -125,6 +125,9 @@ def test_target_spellings_are_one(method):
         (lambda s: s.umask(0o1000), ValueError, "mask"),
         (lambda s: s.umask("022"), TypeError, "mask"),
         (lambda s: s.umask(False), TypeError, "mask"),
+        (lambda s: s.time_offset(monotonic="1"), TypeError, "monotonic"),
+        (lambda s: s.time_offset(boottime=float("nan")), ValueError, "boottime"),
+        (lambda s: s.time_offset(boottime=1e10), ValueError, "boottime.*1"),
         (lambda s: s.plan("ls"), TypeError, "sequence"),
         (lambda s: s.plan([]), ValueError, "program"),
     ],
@@ -155,6 +158,10 @@ CHAIN = [
     lambda s: s.env({"A": "1", "LANG": None}, B="2"),
     lambda s: s.cwd("/"),
     lambda s: s.umask(0o77),
+    lambda s: s.limit(memory="1G", best_effort=True),
+    lambda s: s.time_offset(monotonic=1.5),
+    lambda s: s.init(False),
+    lambda s: s.new_session(False),
     lambda s: s.rootfs("/srv", readonly=False),
 ]
 

@@ -75,7 +75,8 @@ def test_operations_are_the_headers_enumeration():
     names = re.findall(r"^\s*OP_(\w+)", body, re.MULTILINE)
     assert len(names) == len(plans.OPERATIONS)
     said = {"AWAIT": "await_release", "DROP_BOUNDING": "drop_bounding_set", "LIFELINE": "check_lifeline",
-            "SPAWN": "fork_payload", "PLACE": "place_fds", "EXEC": "execve", "LISTEN": "seccomp_listen"}  # fmt: skip
+            "SPAWN": "fork_payload", "PLACE": "place_fds", "EXEC": "execve", "LISTEN": "seccomp_listen",
+            "BECOME": "become_payload"}  # fmt: skip
     assert [said.get(name, name.lower()) for name in names] == list(plans.OPERATIONS)
 
 
