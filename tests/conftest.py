@@ -31,10 +31,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("privilege", privileges, scope="session")
 
 
+def privilege_of(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("privilege") if callspec else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the other privilege, where the tests run once as each; only `vagrant/inside` does that."""
+    only = os.environ.get("SANDBOX_TEST_PRIVILEGE")
+    if only is None:
+        return
+    other = {"root": "needs_user", "user": "needs_root"}[only]
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        wrong = item.get_closest_marker(other) or privilege_of(item) not in (None, only)
+        (dropped if wrong else kept).append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    callspec = getattr(item, "callspec", None)
-    if callspec is None or callspec.params.get("privilege") != "user" or os.geteuid() != 0:
+    if privilege_of(item) != "user" or os.geteuid() != 0:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in harness.run_as_user(item, nextitem):
