@@ -48,12 +48,7 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
         "the caller is uid 0 without the capabilities of root",
         "run as another user, or keep CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, or say user(host_root=True)",
     ),
-    "cgroup-missing": ("no control group of the caller can be seen", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
-    "cgroup-not-delegated": (
-        "{folder} belongs to somebody else",
-        "systemd-run --user --scope --property=Delegate=yes COMMAND, or run as root",
-    ),
-    "cgroup-readonly": ("{folder} is mounted read-only", "in a container: mount /sys/fs/cgroup writable"),
+    "cgroups": ("{found}", "{fix}"),
     "chroot": (
         "the caller runs in a chroot, where the kernel refuses new user namespaces ({evidence})",
         "enter the tree by pivot_root, as unshare --mount or systemd-nspawn does, instead of chroot",
@@ -152,6 +147,10 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     "seccomp": (
         "a seccomp filter of the caller refuses {call}",
         "{fix}",
+    ),
+    "seccomp-kills": (
+        "a seccomp filter of the caller ended the process that made a call which it forbids (SIGSYS)",
+        "let the filter allow what a sandbox needs, or answer ENOSYS or EPERM, which says what it refuses",
     ),
     "selinux": (
         "SELinux refuses new user namespaces",
@@ -426,11 +425,13 @@ def _id_range(call: str, args: tuple[Any, ...], number: int) -> Cause | None:
 
 
 def _cgroup(call: str, args: tuple[Any, ...], number: int) -> Cause | None:
-    if not args:
-        return cause("cgroup-missing")
-    if number == e.EROFS:
-        return cause("cgroup-readonly", folder=args[0])
-    return cause("cgroup-not-delegated", folder=args[0]) if number in {e.EACCES, e.EPERM} else None
+    return cause("cgroups", found=args[0], fix=args[1])
+
+
+def _killed(call: str, args: tuple[Any, ...], number: int) -> Cause | None:
+    from signal import SIGSYS
+
+    return cause("seccomp-kills") if args == (SIGSYS,) else None
 
 
 def _landlock(call: str, args: tuple[Any, ...], number: int) -> Cause | None:
@@ -494,6 +495,7 @@ _FINDERS: Final = {
     "open_tree(detached)": _detached,
     **dict.fromkeys(("id_range", "newuidmap", "newgidmap"), _id_range),
     "cgroup": _cgroup,
+    "killed": _killed,
     **dict.fromkeys(("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"), _landlock),
     "io_uring_setup": _io_uring,
     "fanotify_init": _fanotify,

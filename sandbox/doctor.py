@@ -6,12 +6,13 @@ launches all others, so that the verdict cannot differ from what a user gets.
 
 import os
 from collections.abc import Callable, Sequence
-from errno import ETIMEDOUT, errorcode
+from errno import EPERM, ETIMEDOUT, errorcode
 from typing import Final, Literal, NamedTuple
 
-from sandbox import causes, host_ids, probes
+from sandbox import causes, facts, host_ids, probes
 from sandbox.builder import Sandbox
 from sandbox.causes import Cause
+from sandbox.cgroups import hierarchy
 from sandbox.compiler import Spec
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.probes import Answer, Identity
@@ -65,6 +66,26 @@ class Row(NamedTuple):
     cause: Cause | None = None
 
 
+def _control_groups(_: Identity) -> str:
+    """Find where a group may be made, make one there, and remove it."""
+    mountinfo, groups = facts.read("/proc/self/mountinfo"), facts.read("/proc/self/cgroup")
+    host = hierarchy.find(mountinfo or "", groups or "", os.geteuid())
+    found: set[str] = set()
+    for place in host.places:
+        if not place.make:
+            path = os.path.join(place.path, f"sandbox-doctor-{os.getpid()}")
+            with probes.calling("cgroup", f"no group can be made in {place.path}", host.fix):
+                os.mkdir(path)
+                os.rmdir(path)
+        found |= place.controllers
+    offered = [name for name in hierarchy.CONTROLLERS if name in found]
+    if not offered:
+        # Of many hierarchies the first says enough.
+        why = "; ".join(host.found[:2]) or "no controller is offered to groups of the caller's"
+        raise probes.Failed("cgroup", (why, host.fix), EPERM)
+    return ", ".join(offered)
+
+
 _USER: Final = ("proc", "user")
 _MOUNT: Final = (*_USER, "mount")
 
@@ -93,7 +114,7 @@ CHECKS: Final = (
     Check("overlay", "overlayfs", "workspace()", probes.overlay, (*_MOUNT, "tmpfs", "pivot")),
     Check("landlock", "Landlock", "landlock()", probes.landlocked),
     Check("listener", "seccomp notification", "observe()", probes.listener, ("seccomp",)),
-    Check("cgroups", "control groups", "limit()", probes.control_groups),
+    Check("cgroups", "control groups", "limit()", _control_groups),
     Check("tun", "tun device", "networks", probes.tun, (*_USER, "net")),
     Check("fanotify", "fanotify", "Fanotify", probes.fanotify),
     Check("io_uring", "io_uring", "Aio", probes.io_uring),

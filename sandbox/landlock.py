@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Final, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict
 
 from sandbox.errors import UnsupportedError
 from sandbox.primitives._call import StrOrBytesPath, in_range, path_bytes
@@ -30,7 +30,11 @@ from sandbox.primitives.landlock import (
     LandlockRestrictSelfFlags as Restrict,
     LandlockScope,
     landlock_abi,
+    landlock_create_ruleset,
 )
+
+if TYPE_CHECKING:
+    from sandbox.causes import Cause
 
 __all__ = ["MAX_LAYERS", "NEWEST_ABI", "Landlock", "LandlockOptions", "PathRule", "PortRule", "Ruleset"]
 
@@ -421,14 +425,28 @@ def _known(since: "dict[Fs, int] | dict[Net, int]", every: int, abi: int) -> int
     return every & ~sum(right for right, first in since.items() if abi < first)
 
 
+def _why_none() -> "Cause":
+    """Return why this kernel has no Landlock; the usual reason where it has, and the ABI 0 is pretended."""
+    from sandbox import causes
+
+    try:
+        os.close(landlock_create_ruleset(Fs.EXECUTE))
+    except OSError as error:
+        cause = causes.find("landlock_create_ruleset", (), error.errno or 0)
+        if cause is not None:
+            return cause
+    return causes.cause("landlock-off")
+
+
 def _refuse(abi: int, missing: list[tuple[str, int]]) -> None:
     needed = max(since for _, since in missing)
     if abi == 0:
+        cause = _why_none()
         raise UnsupportedError(
             "Landlock",
             needed="Linux 5.13 with landlock in its list of security modules",
-            found="a kernel without, or one that was booted without",
-            fix='add landlock to "lsm=" on the kernel command line, or ask for best_effort=True',
+            found=cause,
+            fix=f"{cause.fix}, or ask for best_effort=True",
         )
     raise UnsupportedError(
         "Landlock: " + ", ".join(text for text, _ in missing),

@@ -254,6 +254,15 @@ def _spawn(image: bytearray, slots: Sequence[int], stage: Any) -> None:
             raise _launch_error(number, "execveat(init)" if fd >= 0 else f'execve("{_INIT_PATH}")')
 
 
+def _signal_of(kind: int, number: int) -> int:
+    """Return the signal that ended a child, 0 for none; the child is not reaped."""
+    try:
+        info = os.waitid(kind, number, os.WEXITED | os.WNOWAIT) if number > 0 else None
+    except ChildProcessError:  # SIGCHLD is ignored, or the caller waits for any child
+        return 0
+    return info.si_status if info is not None and info.si_code in {os.CLD_KILLED, os.CLD_DUMPED} else 0
+
+
 class Setup:
     """One launch under way: takes records until the payload runs or something has failed.
 
@@ -401,6 +410,8 @@ class Setup:
         else:
             call, hint = str(step), hint_for(step.call, step.args, record.error, step.origin)
             filename = next((a for a in step.args if type(a) is str and a.startswith("/")), None)
+            if step.call == "await_release":
+                hint = hint_for("killed", (_signal_of(os.P_PIDFD, self._stage[0]),), record.error) or hint
         if text and (hint is None or isinstance(hint, str)):
             hint = f"{text}\n        {hint}" if hint else text
         return SetupError(
@@ -414,6 +425,15 @@ class Setup:
         )
 
     def _died(self) -> SetupError:
+        # All that had the channel have ended: stage 1, and PID 1, of whom it may be the first that is heard.
+        ends = [_signal_of(os.P_PIDFD, self._stage[0])]
+        self.reap_stage()
+        known = self.init_pidfd >= 0
+        ends.append(_signal_of(*((os.P_PIDFD, self.init_pidfd) if known else (os.P_PGID, self._stage[1]))))
+        for number in ends:
+            hint = hint_for("killed", (number,), errno.ECHILD)
+            if hint is not None:
+                return SetupError(errno.ECHILD, call="set-up", origin="launch", hint=hint)
         return SetupError(
             errno.ECHILD,
             call="set-up",

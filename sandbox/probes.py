@@ -117,9 +117,15 @@ def attempt(probe: "Callable[[Identity], str]", who: Identity, seconds: float) -
         return Answer(said["detail"], Failed(said["call"], args, said["number"]))
     if text is None:
         return Answer(f"no answer in {seconds:.2g} seconds", Failed("probe", (), errno.ETIMEDOUT))
+    ended = _killed(status)
+    return Answer(ended.detail, ended)
+
+
+def _killed(status: int) -> Failed:
+    """Return why a process did not answer."""
     code = os.waitstatus_to_exitcode(status)
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-    return Answer(f"its process was ended {how}", Failed("probe", (), errno.ECHILD))
+    return Failed("killed", (-code,), errno.ECHILD, f"its process was ended {how}")
 
 
 def _read(fd: int, deadline: float) -> bytes | None:
@@ -165,10 +171,10 @@ def inside(who: Identity, namespaces: Sequence[str], work: Callable[[], str]) ->
         os.write(go, b".")
     finally:
         os.close(go)
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
     text = os.read(heard, _ANSWER_SIZE)
     if not text:
-        raise Failed("probe", (), errno.ECHILD, "the process inside was killed")
+        raise _killed(status)
     said = json.loads(text)
     if "call" in said:
         args = tuple(k.Flag(*one) if isinstance(one, list) else one for one in said["args"])
@@ -533,25 +539,3 @@ def id_ranges(who: Identity) -> str:
         os.close(go)
         os.waitpid(pid, 0)
     return f"{least} ids"
-
-
-def control_groups(_: Identity) -> str:
-    """Make a group, and remove it."""
-    found, failed = [], None
-    for version, name in ((2, "cgroup"), (1, "memory"), (1, "pids"), (1, "cpu")):
-        folder = facts.cgroup_folder(name, version)
-        if folder is None:
-            continue
-        path = f"{folder}/sandbox-doctor-{os.getpid()}"
-        try:
-            with calling("cgroup", folder):
-                os.mkdir(path)
-                os.rmdir(path)
-        except Failed as one:
-            failed = failed or one
-            continue
-        names = facts.read(f"{folder}/cgroup.controllers") if version == 2 else name
-        found.append(f"v{version}: {names}" if names else f"v{version}")
-    if not found:
-        raise failed or Failed("cgroup", (), errno.ENOENT)
-    return ", ".join(found)

@@ -124,6 +124,12 @@ def examine(lines: str = "", *, around: list[str] | None = None, again: bool = T
     return read(done)
 
 
+def tell(lines: str) -> Any:
+    """Return what lines on a host print."""
+    words = [sys.executable, "-I", "-c", f"{PRELUDE}\n{lines}"]
+    return json.loads(subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout)
+
+
 def read(done: "subprocess.CompletedProcess[str]") -> Any:
     """Return what an examination printed."""
     assert done.stdout, (done.returncode, done.stderr)

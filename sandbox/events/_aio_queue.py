@@ -57,30 +57,16 @@ def _at_exit() -> None:
 
 def _why_no_io_uring(error: OSError) -> UnsupportedError:
     """Explain a refusal of io_uring: cause and fix."""
+    from sandbox import causes
+
     number = error.errno or 0
-    found, fix = f"io_uring_setup: {os.strerror(number)}", "use backend='auto' or 'linux_aio'"
-    if number in {errno.EPERM, errno.EACCES}:
-        try:
-            with open("/proc/sys/kernel/io_uring_disabled") as stream:
-                disabled = int(stream.read())
-        except OSError:
-            disabled = 0  # no such setting before 6.6, or /proc is not mounted
-        if disabled:
-            found = f"kernel.io_uring_disabled is {disabled}"
-            fix = "set kernel.io_uring_disabled to 0" + (
-                ", or be a member of the group kernel.io_uring_group" if disabled == 1 else ""
-            )
-        else:
-            found += " (a seccomp filter or a security module)"
-            fix = "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp filter"
-    elif number == errno.ENOSYS:
-        found += " (no io_uring in this kernel, or a seccomp filter that says so)"
-        fix = "allow io_uring in the seccomp filter, or use backend='linux_aio'"
+    cause = causes.find("io_uring_setup", (), number)
+    other = "use backend='auto' or 'linux_aio'"
     return UnsupportedError(
         "io_uring",
         needed="Linux 5.6 with CONFIG_IO_URING, and leave to use it",
-        found=found,
-        fix=fix,
+        found=cause or f"io_uring_setup: {os.strerror(number)}",
+        fix=f"{cause.fix}; or {other}" if cause else other,
         errno=number,
     )
 
@@ -94,11 +80,12 @@ def _linux_aio(depth: int) -> Queue:
     except OSError as error:
         if error.errno not in _NOT_ALLOWED:
             raise
+        from sandbox import causes
+
         raise UnsupportedError(
             "Linux AIO",
             needed="CONFIG_AIO, and leave to use it",
-            found=f"io_setup: {error.strerror} (no AIO in this kernel, or a seccomp filter)",
-            fix="allow io_setup, io_submit, io_getevents, io_cancel and io_destroy in the seccomp filter",
+            found=causes.find("io_setup", (), error.errno or 0) or f"io_setup: {error.strerror}",
             errno=error.errno or 0,
         ) from error
 

@@ -70,6 +70,8 @@ HOSTS = {
     "filter without pivot_root": (filtered(".deny('pivot_root')"), "seccomp"),
     "filter that knows no new mounts": (filtered(f".deny({NEW_MOUNTS}, action=Errno('ENOSYS'))"), "seccomp"),
     "Docker's filter": ("from sandbox import Filter, confine\nconfine(filter=Filter.docker())", "seccomp"),
+    "filter that kills stage 1": (filtered(".deny('setns', action=Kill)"), "seccomp-kills"),
+    "filter that kills PID 1": (filtered(".deny('pivot_root', action=Kill)"), "seccomp-kills"),
     "Landlock": (LANDLOCK, "landlocked"),
     "masked /proc": ("own_all()\nmount('mask', '/proc/irq', 'tmpfs')", "masked-proc"),
     "no /proc": ("own_all()\nmount('mask', '/proc', 'tmpfs')", "proc-missing"),
@@ -223,3 +225,32 @@ def test_host_says_why_there_are_no_ranges_of_ids(given, more, path, key):
     row = answer["rows"]["id-ranges"]
     assert (key is None) == (row["state"] == "works")
     assert key == (row["cause"] and row["cause"]["key"]), row
+
+
+# ── errors of what a sandbox can do without ──
+
+
+@pytest.mark.parametrize(
+    ("rule", "lines", "row"),
+    [
+        (".deny('io_uring_setup')", "from sandbox.events import Aio\nAio(backend='io_uring')", "io_uring"),
+        (".deny('io_setup')", "from sandbox.events import Aio\nAio(backend='linux_aio')", "aio"),
+        (
+            ".deny('landlock_create_ruleset', action=Errno('ENOSYS'))",
+            "Sandbox().landlock(read=['/usr']).run(['true'])",
+            "landlock",
+        ),
+    ],
+)
+def test_unsupported_error_and_doctor_name_the_same_cause(rule, lines, row):
+    answer = hosts.examine(filtered(rule))
+    hosts.agree(answer)
+    assert answer["run"] == 0
+    assert answer["rows"][row]["cause"]["key"] == "seccomp"
+    body = "".join(f"    {line}\n" for line in lines.splitlines())
+    said = (
+        "import json\nfrom sandbox import Sandbox, UnsupportedError\n"
+        f"try:\n{body}except UnsupportedError as error:\n    print(json.dumps({{'cause': error.cause._asdict()}}))"
+    )
+    told = hosts.tell(filtered(rule) + said)
+    assert answer["rows"][row]["cause"] == told["cause"]
