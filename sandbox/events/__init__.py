@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from sandbox.events.aio import *
     from sandbox.events.base import EventLike as EventLike
     from sandbox.events.base_async import EventLike_async as EventLike_async
+    from sandbox.events.cgroup import *
     from sandbox.events.eventfd import *
     from sandbox.events.fanotify import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.inotify import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.pidfd import *
+    from sandbox.events.pressure import *
     from sandbox.events.recursive_inotify import *
     from sandbox.events.signalfd import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.timerfd import *
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, ...]] = {
     "aio": ("Aio", "Aio_async", "Completion", "aligned_buffer"),
     "base": ("EventLike",),
+    "cgroup": ("CgroupEvent", "CgroupEvents", "CgroupEvents_async"),
     "base_async": ("EventLike_async",),
     "eventfd": ("Eventfd", "Eventfd_async", "EventfdFlags"),
     "fanotify": ("Fanotify", "FanotifyEvent", "FanotifyMask", "Fanotify_async"),
@@ -31,6 +34,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "recursive_inotify": ("RecursiveEvent", "RecursiveInotify", "RecursiveInotify_async"),
     "pidfd": ("Pidfd", "PidfdEvent", "PidfdFlags", "Pidfd_async"),
     "signalfd": ("Signalfd", "SignalfdEvent", "SignalfdFlags", "Signalfd_async", "signum_to_signame"),
+    "pressure": ("Pressure", "PressureEvent", "Pressure_async"),
     "timerfd": ("TimerVal", "Timerfd", "TimerfdFlags", "TimerfdSettimeFlags", "Timerfd_async"),
 }
 # Constants are looked up in the module of their kind.

@@ -443,6 +443,8 @@ say([took, resource.getrlimit(resource.RLIMIT_NPROC)[0], sorted(os.sched_getaffi
 
 def test_example_of_the_documentation_prints_what_it_says():
     text = pathlib.Path(harness.REPOSITORY, "docs/limits.md").read_text()
-    program, output = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL).groups()
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=60)
-    assert (output, "") == (done.stdout, done.stderr)
+    programs = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == text.count("```python")
+    for program, output in programs:
+        done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=60)
+        assert (output, "") == (done.stdout, done.stderr)
