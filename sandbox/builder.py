@@ -572,7 +572,8 @@ class Sandbox(Runner):
             io: Rates of disks, a second: bytes by "read" and "write", requests by "read_ops" and "write_ops"; of all
                 disks, or of one, as in {"write:/dev/sda": "10M"}.
             wall_time: Seconds that the program may run; then everything inside is killed.
-            cpu_time: Seconds of CPU that one process may use, rounded up to whole ones.
+            cpu_time: Seconds of CPU that one process may use, rounded up to whole ones; where another limit takes a
+                control group, all processes together.
             open_files: Most open descriptors of one process.
             file_size: Most bytes of a file that it writes.
             stack: Bytes of a program's stack.

@@ -122,6 +122,7 @@ class Variant(NamedTuple):
         cached_tree: Clone a tree that was built before.
         pty: A terminal of its own is the payload's input and output.
         groups: The version of each hierarchy in which it has a control group, in the order of their slots.
+        counts: There is a slot for the CPU time that they count.
         thaws: One of them is the freezer of version 1, and there is a slot for its state.
         instead: Names of limits that the payload's own process keeps, where no control group does.
     """
@@ -132,6 +133,7 @@ class Variant(NamedTuple):
     cached_tree: bool = False
     pty: bool = False
     groups: tuple[int, ...] = ()
+    counts: bool = False
     thaws: bool = False
     instead: tuple[str, ...] = ()
 
@@ -229,6 +231,8 @@ class _Compiler:
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
         self.group_slots = [self.program.slot(f"cgroup v{version}") for version in variant.groups]
+        if variant.counts:
+            self.group_slots.append(self.program.slot("CPU time"))
         if variant.thaws:
             self.group_slots.append(self.program.slot("freezer.state"))
         self.nested = bool(spec.keep & _CAP_SYS_ADMIN)
@@ -268,7 +272,7 @@ class _Compiler:
             gaps.append("no system-call filter: every call of the kernel is open to the payload")
         elif self.spec.filter == "default-nesting":
             gaps.append("nesting: new namespaces and mounts are open to the payload, and what they reach in the kernel")
-        if self.spec.limits.cpu_time is not None:
+        if self.spec.limits.cpu_time is not None and not self.variant.counts:
             gaps.append("cpu_time counts each process by itself: a command that forks can use it once in each")
         if not self.spec.new_session:
             gaps.append("new_session(False): the command may signal the caller's process group, and use its terminal")
@@ -338,11 +342,16 @@ class _Compiler:
         program.call("release", k.RELEASE_ALL)
 
     def _wall_time(self) -> None:
-        """Tell the time limit to who waits for the payload."""
+        """Tell the limits on time to who waits for the payload."""
         wall_time = self.spec.limits.wall_time
         if wall_time is not None:
             self.program.origin = shown("wall_time", wall_time)
             self.program.call("wall_time", ceil(wall_time * 1e9))
+        if self.variant.counts and (cpu_time := self.spec.limits.cpu_time) is not None:
+            self.program.origin = shown("cpu_time", cpu_time)
+            # How fast it can be used up: PID 1 looks again when it may be.
+            most = min(os.cpu_count() or 1, ceil(self.spec.limits.cpus or 1 << 16))
+            self.program.call("limit_cpu", self.group_slots[len(self.variant.groups)], ceil(cpu_time * 1e9), most)
 
     def _thaw(self) -> None:
         """Tell who kills the payload how to thaw it."""

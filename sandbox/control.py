@@ -166,6 +166,9 @@ class ProcessControl(Runner):
         if error == errno.ETIME:
             self._reason = Reason.TIMEOUT
             self._detail = f"killed after {self._usage.wall:.2f} seconds: limit(wall_time={limits.wall_time:g})"
+        elif error == errno.EDQUOT:
+            self._reason = Reason.CPU_TIME
+            self._detail = f"killed after {limits.cpu_time:g} seconds of CPU time of all processes: limit(cpu_time=)"
         elif limits.cpu_time is not None:
             # For the limit the kernel counts ticks, for the usage the time that the processor really had: on a busy
             # virtual machine much less. A shell whose child ends by a signal exits with 128 and the signal.
@@ -336,7 +339,7 @@ class ProcessControl(Runner):
             TimeoutError: A process could not be stopped within 10 seconds; all go on.
         """
         if self._look() is None:
-            self._freezer("freeze").freeze(self.init_pid)
+            self._freezer("freeze").freeze(self._spared)
 
     def thaw(self) -> None:
         """Let everything inside go on; nothing happens when it does, or has ended.
@@ -345,7 +348,12 @@ class ProcessControl(Runner):
             UnsupportedError: It has no control group that can.
         """
         if self._look() is None:
-            self._freezer("thaw").thaw(self.init_pid)
+            self._freezer("thaw").thaw(self._spared)
+
+    @property
+    def _spared(self) -> int | None:
+        """PID 1 goes on while all others are frozen; where it is the payload, its watcher is in no group of ours."""
+        return None if self.inner_pidfd >= 0 else self.init_pid
 
     def _freezer(self, what: str) -> "Group":
         group = self._group

@@ -162,7 +162,8 @@ def in_groups(spec: Spec, variant: Variant) -> "tuple[Variant, Chosen]":
     from sandbox import cgroups
 
     chosen = cgroups.choose(spec.limits)
-    return variant._replace(groups=chosen.versions, thaws=chosen.thaws, instead=chosen.weak), chosen
+    counts = chosen.counts and spec.limits.cpu_time is not None
+    return variant._replace(groups=chosen.versions, counts=counts, thaws=chosen.thaws, instead=chosen.weak), chosen
 
 
 class Prepared(NamedTuple):
@@ -295,7 +296,8 @@ class Launcher:
 
                     called = order.name or os.path.basename(order.argv[0]).decode(errors="replace")
                     group = cgroups.make(chosen, spec.limits, called)
-                    for slot, fd in zip(compiled.group_slots, group.slots(), strict=True):
+                    fds = group.slots(counts=variant.counts)
+                    for slot, fd in zip(compiled.group_slots, fds, strict=True):
                         slots[slot.number] = fd
         except BaseException:
             close_all(ours)

@@ -47,6 +47,8 @@ int introduced;
 int watching;
 static int watched; /* by stage 1, which does not share its memory then */
 int64_t wall_limit;
+static int64_t cpu_limit, cpu_count; /* of the whole tree */
+static int cpu_fd;
 volatile int signals_reset;
 
 _Noreturn void quit(int status)
@@ -277,6 +279,59 @@ long join_group(void)
     return answer.type == Q_JOINED ? -(long)answer.error : -E_PROTO;
 }
 
+/* Nanoseconds of all processes of the control group: cpuacct.usage of version 1, cpu.stat of version 2. */
+static int64_t cpu_used(void)
+{
+    char text[32];
+    long size = call4(__NR_pread64, cpu_fd, (long)text, sizeof text, 0);
+    int64_t used = 0;
+    long i = 0;
+
+    while (i < size && (text[i] < '0' || text[i] > '9'))
+        i++;
+    for (; i < size && text[i] >= '0' && text[i] <= '9'; i++)
+        used = used * 10 + text[i] - '0';
+    return size > 0 && text[0] == 'u' /* sage_usec */ ? used * 1000 : used;
+}
+
+long limit_cpu(int fd, int64_t nanoseconds, int64_t processors)
+{
+    if (processors < 1)
+        return -E_INVAL;
+    cpu_fd = fd;
+    cpu_limit = nanoseconds;
+    cpu_count = processors;
+    return 0;
+}
+
+/* Nanoseconds until the limits on time have to be looked at again; -1: there are none. */
+static int64_t look_at_limits(void)
+{
+    const int64_t least = 10000000; /* looking costs something, too */
+    int64_t left = -1;
+
+    /* Time counts from the execution of the program. */
+    if (payloads[0].started <= 0)
+        return -1;
+    if (wall_limit) {
+        left = payloads[0].since + wall_limit - now();
+        if (left <= 0)
+            finish(SIGKILL, E_TIME);
+    }
+    if (cpu_limit) {
+        int64_t unused = cpu_limit - cpu_used();
+        if (unused <= 0)
+            finish(SIGKILL, E_DQUOT);
+        /* It cannot be over before, with all processors at work. */
+        unused /= cpu_count;
+        if (unused < least)
+            unused = least;
+        if (left < 0 || unused < left)
+            left = unused;
+    }
+    return left;
+}
+
 static _Noreturn void wait_loop(void)
 {
     const uint64_t all = ~0ull;
@@ -299,18 +354,9 @@ static _Noreturn void wait_loop(void)
                 heard[count] = &payloads[i];
                 polled[count++] = (struct pollfd){payloads[i].sync, POLLIN, 0};
             }
-        /* The time counts from the execution of the program. */
-        int64_t left = 0;
-        int64_t time[2] = {0, 0};
-        int timed = wall_limit && payloads[0].started > 0;
-        if (timed) {
-            left = payloads[0].since + wall_limit - now();
-            if (left <= 0)
-                finish(SIGKILL, E_TIME);
-            time[0] = left / 1000000000;
-            time[1] = left % 1000000000;
-        }
-        long ready = call5(__NR_ppoll, polled, count, timed ? time : 0, 0, 0);
+        int64_t left = look_at_limits();
+        int64_t time[2] = {left / 1000000000, left % 1000000000};
+        long ready = call5(__NR_ppoll, polled, count, left >= 0 ? time : 0, 0, 0);
         if (ready < 0 && ready != -E_INTR)
             quit(125);
         for (int i = 3; i < count; i++)
@@ -341,14 +387,14 @@ static void drop_capabilities(void)
  * for us. */
 static _Noreturn void be_init(void)
 {
-    int keep[] = {control, lifeline, claim, children_fd, thaw_fd, payloads[0].sync};
+    int keep[] = {control, lifeline, claim, children_fd, thaw_fd, cpu_fd, payloads[0].sync};
 
     (void)await_release(RELEASE_ALL); /* stage 1 reads the plan until then */
     if (payloads[0].shared)
         explain(payloads[0].shared);
     unmap_plan(plan);
     drop_capabilities();
-    if (!payloads[0].pid || close_except(keep, 6) < 0)
+    if (!payloads[0].pid || close_except(keep, 7) < 0)
         quit(125);
     if (!introduced)
         introduce(0);
@@ -360,14 +406,14 @@ static _Noreturn void be_init(void)
 /* The last thing that stage 1 does for a payload that is PID 1 itself. */
 long stay(void)
 {
-    int keep[] = {control, lifeline, claim, thaw_fd, payloads[0].sync};
+    int keep[] = {control, lifeline, claim, thaw_fd, cpu_fd, payloads[0].sync};
     long error = call3(__NR_write, payloads[0].sync, "", 1);
 
     if (error < 0)
         return error;
     watching = 1;
     reset_signals();
-    if (close_except(keep, 5) < 0)
+    if (close_except(keep, 6) < 0)
         quit(125);
     introduce(0);
     wait_loop();
@@ -407,7 +453,7 @@ __attribute__((used)) _Noreturn void enter(long *stack)
     if (error)
         quit(126);
     block_signals();
-    sync_fd = children_fd = thaw_fd = -1;
+    sync_fd = children_fd = thaw_fd = cpu_fd = -1;
     call1(__NR_umask, 0); /* modes are what the plan says */
     call2(__NR_prctl, PR_SET_NAME, "sandbox-init");
     control = plan->slot[SLOT_CONTROL];

@@ -69,6 +69,7 @@ void tell(struct record *record, const int *fds, int count);
 _Noreturn void quit(int status);
 long start_init(unsigned long flags, int cgroup, int watch);
 long join_group(void);
+long limit_cpu(int fd, int64_t nanoseconds, int64_t processors);
 long stay(void);
 long release(uint32_t progress);
 long await_release(uint32_t progress);

@@ -49,10 +49,11 @@ enum native {
     OP_JOIN_CGROUP,     /* (group fd, pid): put a process into a control group */
     OP_THAW_WITH,       /* (fd of a freezer.state): PID 1 thaws with it what it has killed */
     OP_WALL_TIME,       /* (nanoseconds): kill everything so long after the program was executed */
-    OP_JOIN_GROUP,      /* (): introduce PID 1, wait until the launcher has moved it to its process group */
-    OP_STAY,            /* (): stage 1 lets PID 1 go on and watches it until the end */
-    OP_BECOME,          /* (): PID 1 itself is the payload: it runs the last segment */
-    OP_READ_LIMITS,     /* (): read the resource limits again, which the self-check has read before */
+    OP_LIMIT_CPU,   /* (fd of a group's usage, nanoseconds, processors): kill everything that used so much */
+    OP_JOIN_GROUP,  /* (): introduce PID 1, wait until the launcher has moved it to its process group */
+    OP_STAY,        /* (): stage 1 lets PID 1 go on and watches it until the end */
+    OP_BECOME,      /* (): PID 1 itself is the payload: it runs the last segment */
+    OP_READ_LIMITS, /* (): read the resource limits again, which the self-check has read before */
     NATIVE_END,
 };
 

@@ -340,6 +340,8 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
     case OP_WALL_TIME:
         wall_limit = (int64_t)a[0];
         return 0;
+    case OP_LIMIT_CPU:
+        return limit_cpu((int)a[0], (int64_t)a[1], (int64_t)a[2]);
     case OP_JOIN_GROUP:
         return join_group();
     case OP_STAY:

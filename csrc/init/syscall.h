@@ -233,6 +233,7 @@ enum {
     E_PIPE = 32,
     E_NOSYS = 38,
     E_TIME = 62,
+    E_DQUOT = 122,
     E_PROTO = 71,
     E_OVERFLOW = 75,
     E_BADE = 52,

@@ -59,6 +59,11 @@ class Chosen(NamedTuple):
         return tuple(place.version for place, _ in self.places)
 
     @property
+    def counts(self) -> bool:
+        """Whether one of them counts CPU time."""
+        return any(place.version == 2 or "cpuacct" in place.controllers for place, _ in self.places)
+
+    @property
     def thaws(self) -> bool:
         """Whether PID 1 is to have the state of version 1's freezer: to end what is frozen, should the caller end."""
         return any("freezer" in place.controllers and place.version == 1 for place, _ in self.places)

@@ -141,7 +141,7 @@ class Group:
         self.name = name
         self.parts = parts
         self._owner = os.getpid()
-        self._thaw = -1
+        self._open: list[int] = []
 
     @property
     def path(self) -> str:
@@ -150,20 +150,28 @@ class Group:
 
     # ── what a launch asks ──
 
-    def slots(self) -> list[int]:
-        """Return the descriptors of the inner groups, then of version 1's freezer.state; they stay this object's."""
-        found = [part.inner for part in self.parts]
+    def slots(self, *, counts: bool) -> list[int]:
+        """Return the descriptors for the plan: the inner groups, the file of CPU time, version 1's freezer.state.
+
+        They stay this object's.
+
+        Args:
+            counts: The plan has a slot for the file of CPU time.
+        """
+        part = self.part("cpuacct")
+        if counts and part is not None:
+            name = "cpu.stat" if part.place.version == 2 else "cpuacct.usage"
+            self._open.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=part.fd))
         part = self.part("freezer")
         if part is not None and part.place.version == 1:
-            self._thaw = os.open(f"{INNER}/freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=part.fd)
-            found.append(self._thaw)
-        return found
+            self._open.append(os.open(f"{INNER}/freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=part.fd))
+        return [*(part.inner for part in self.parts), *self._open]
 
     def close_inner(self) -> None:
         """Close what only the launch needs."""
-        if self._thaw >= 0:
-            os.close(self._thaw)
-            self._thaw = -1
+        opened, self._open = self._open, []
+        for fd in opened:
+            os.close(fd)
         self.parts = [self._closed_inner(part) for part in self.parts]
 
     @staticmethod
@@ -316,10 +324,13 @@ class Group:
 
     # ── what is done to it ──
 
-    def freeze(self, init_pid: int) -> None:
+    def freeze(self, init_pid: int | None) -> None:
         """Stop every process in it but PID 1, and return when all of them stand.
 
         PID 1 goes on: it has to notice the caller's end, and to kill.
+
+        Args:
+            init_pid: PID 1, None where it is as the others.
 
         Raises:
             TimeoutError: One did not within 10 seconds, for it is deep in the kernel; all go on.
@@ -327,7 +338,8 @@ class Group:
         part = self.part("freezer")
         assert part is not None
         deadline = time.monotonic() + _PATIENCE
-        files.write(part.fd, "cgroup.procs", str(init_pid))
+        if init_pid is not None:
+            files.write(part.fd, "cgroup.procs", str(init_pid))
         if part.place.version == 2:
             files.write(part.fd, f"{INNER}/cgroup.freeze", "1")
             stands = self._until_frozen(part, deadline)
@@ -340,12 +352,13 @@ class Group:
             self.thaw(init_pid)
             raise TimeoutError(errno.ETIMEDOUT, "a process of the sandbox could not be frozen within 10 seconds")
 
-    def thaw(self, init_pid: int) -> None:
+    def thaw(self, init_pid: int | None) -> None:
         """Let everything go on; nothing happens when it does."""
         part = self.part("freezer")
         assert part is not None
         # What PID 1 starts from now on is in the group again.
-        files.write(part.fd, f"{INNER}/cgroup.procs", str(init_pid))
+        if init_pid is not None:
+            files.write(part.fd, f"{INNER}/cgroup.procs", str(init_pid))
         if part.place.version == 2:
             files.write(part.fd, f"{INNER}/cgroup.freeze", "0")
         else:

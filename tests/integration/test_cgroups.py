@@ -218,6 +218,19 @@ while True: kept.append(bytearray(1 << 20))
     assert Reason.OOM is done.reason, (done, done.detail)
 
 
+@pytest.mark.parametrize("options", [{}, {"init": False}])
+def test_cpu_time_is_that_of_all_processes(options):
+    """Many short-lived ones: no process comes near the limit by itself."""
+    script = "while :; do sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done'; done"
+    box = Sandbox().limit(cpu_time=1, wall_time=100)
+    limited = box.limit(pids=20) if options.get("init", True) else box.limit(pids=20).init(False)
+    done = limited.run(["sh", "-c", script])
+    assert (Reason.CPU_TIME, -signal.SIGKILL) == (done.reason, done.returncode), done.detail
+    assert "all processes" in done.detail
+    assert 1 <= done.usage.cpu_time
+    assert not [gap for gap in done.enforced.gaps if "cpu_time" in gap]
+
+
 # ── usage ──
 
 
@@ -290,6 +303,14 @@ for line in sys.stdin: print("heard", flush=True)
         assert 0 == process.wait()
         process.freeze()  # it has ended: nothing happens
         process.thaw()
+
+
+def test_payload_that_is_pid_1_is_frozen_too():
+    with Sandbox().init(False).limit(pids=20).popen(["sleep", "1000"]) as process:
+        process.freeze()
+        assert frozen(process)
+        process.kill()
+    assert -signal.SIGKILL == process.returncode
 
 
 def test_kill_of_a_frozen_sandbox_ends_and_counts_it(sleeper):
