@@ -274,6 +274,8 @@ class _Compiler:
             gaps.append("nesting: new namespaces and mounts are open to the payload, and what they reach in the kernel")
         if self.spec.limits.cpu_time is not None and not self.variant.counts:
             gaps.append("cpu_time counts each process by itself: a command that forks can use it once in each")
+        if self.spec.limits.output is not None:
+            gaps.append("output counts what comes through pipes: not what goes to a file or descriptor of the caller's")
         if not self.spec.new_session:
             gaps.append("new_session(False): the command may signal the caller's process group, and use its terminal")
         missing: list[str] = []

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sandbox.compiler import Layers
 from sandbox.errors import BusyError, UnsupportedError
-from sandbox.exchange import deadline_of, milliseconds
+from sandbox.exchange import Budget, deadline_of, milliseconds
 from sandbox.records import (
     Q_DETACH,
+    Q_KILL,
     Q_NAMESPACE,
     Q_PIDFD,
     Q_RELEASE,
@@ -82,6 +83,7 @@ class ProcessControl(Runner):
         self.init_pidfd = init_pidfd
         self.enforced = enforced
         self.layers = Layers()
+        self.budget: Budget | None = None  # of output
         self.inner_pidfd = -1  # of PID 1 where that is the payload, and not our child
         self.returncode: int | None = None
         self.supervise: Callable[[int], None] | None = None
@@ -177,6 +179,21 @@ class ProcessControl(Runner):
             if share is not None and used >= share * limits.cpu_time:
                 self._reason = Reason.CPU_TIME
                 self._detail += f", after {used:.2f} seconds of CPU time: limit(cpu_time={limits.cpu_time:g})"
+
+    def stop_flood(self) -> None:
+        """Ask PID 1 to end everything, because there was too much output; what was detached is let go on."""
+        with self._lock:
+            if self._control is not None and not self._reading:
+                self._killed = True
+                self._control.send(request(Q_KILL))
+
+    def _judged_output(self) -> tuple[Reason, str]:
+        """Return why it ended and the evidence, when the output is known as well."""
+        limits = self.layers.limits
+        exceeded = self.budget is not None and self.budget.exceeded
+        if exceeded and self._cause is None and limits.when_output_full == "kill":
+            return Reason.OUTPUT_LIMIT, f"more than {limits.output} bytes of output: limit(output={limits.output})"
+        return self._reason, self._detail
 
     def _kill_inner(self) -> None:
         """End a payload whose watcher was killed, or is about to be."""

@@ -4,8 +4,10 @@ Whoever drives an `Exchange` waits for its descriptors: with poll in here, with 
 """
 
 import errno
+import io
 import os
 import select
+import threading
 import time
 from collections.abc import Callable
 from typing import IO, Any
@@ -23,6 +25,64 @@ def milliseconds(deadline: float | None) -> int | None:
     return None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
 
 
+class Budget:
+    """How much output is taken, of all streams together.
+
+    Args:
+        limit: Bytes.
+        stop: Called once, when there is more.
+
+    Attributes:
+        exceeded: There was more.
+    """
+
+    def __init__(self, limit: int, stop: Callable[[], object] | None) -> None:
+        self._left = limit
+        self._stop = stop
+        self._lock = threading.Lock()
+        self.exceeded = False
+
+    def take(self, size: int) -> int:
+        """Return how many of so many bytes may be kept."""
+        with self._lock:
+            kept = min(size, self._left)
+            self._left -= kept
+            first = kept < size and not self.exceeded
+            self.exceeded = self.exceeded or first
+        if first and self._stop is not None:
+            self._stop()
+        return kept
+
+
+class LimitedFile(io.FileIO):
+    """The caller's end of a pipe, which reads no more than there is budget for; the rest is read and forgotten."""
+
+    def __init__(self, fd: int, budget: Budget) -> None:
+        super().__init__(fd, "r")
+        self._budget = budget
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Read into a buffer; 0 at the end, None when a non-blocking pipe has nothing now."""
+        while (size := super().readinto(buffer)) and not (kept := self._budget.take(size)):
+            pass
+        return kept if size else size
+
+    def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
+        """Read up to so many bytes, or all."""
+        if size is None or size < 0:
+            return self.readall()
+        buffer = bytearray(size)
+        got = self.readinto(buffer)
+        return None if got is None else bytes(buffer[:got])
+
+    def readall(self) -> bytes | None:  # type: ignore[override]
+        """Read all."""
+        found = bytearray()
+        while data := self.read(_CHUNK):
+            found += data
+        return None if data is None and not found else bytes(found)
+
+
 class Exchange:
     """What goes in and has come out so far.
 
@@ -31,6 +91,7 @@ class Exchange:
         stdout: Likewise.
         stderr: Likewise.
         input: What stdin gets; it is closed then.
+        budget: How much output is kept, or None.
 
     Attributes:
         waiting: The descriptors to wait for, with poll's events; `ready` and `finish` take them out.
@@ -42,10 +103,13 @@ class Exchange:
         stdout: IO[Any] | None,
         stderr: IO[Any] | None,
         input: bytes | bytearray | memoryview | None,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = budget
         self.waiting: dict[int, int] = {}
         self._input = memoryview(input or b"").cast("B")
-        self._chunks: dict[int, list[bytes]] = {}
+        # One buffer each: a list of what came byte by byte would take many times as much.
+        self._said: dict[int, bytearray] = {}
         self._stdin = stdin
         self._in = -1
         self._out = self._listen(stdout)
@@ -59,15 +123,15 @@ class Exchange:
             else:
                 close_stream(stdin)
 
-    def _listen(self, stream: IO[Any] | None) -> list[bytes] | None:
+    def _listen(self, stream: IO[Any] | None) -> bytearray | None:
         """Return where the output of a stream goes; nothing comes from one that the caller has closed."""
         if stream is None:
             return None
-        chunks: list[bytes] = []
+        said = bytearray()
         if not stream.closed:
-            self._chunks[stream.fileno()] = chunks
+            self._said[stream.fileno()] = said
             self.waiting[stream.fileno()] = select.POLLIN
-        return chunks
+        return said
 
     def ready(self, fd: int) -> bool:
         """Do what a descriptor is ready for; False when it is done with: stop waiting for it, then `finish` it."""
@@ -98,7 +162,7 @@ class Exchange:
                 raise
             data = b""
         if data:
-            self._chunks[fd].append(data)
+            self._said[fd] += data if self._budget is None else data[: self._budget.take(len(data))]
         return bool(data)
 
     def rest(self) -> None:
@@ -121,8 +185,8 @@ class Exchange:
     def output(self) -> tuple[bytes | None, bytes | None]:
         """Return what stdout and stderr said so far; None for what is no pipe."""
         return (
-            None if self._out is None else b"".join(self._out),
-            None if self._err is None else b"".join(self._err),
+            None if self._out is None else bytes(self._out),
+            None if self._err is None else bytes(self._err),
         )
 
 

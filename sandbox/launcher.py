@@ -17,9 +17,10 @@ from sandbox.compiler import (
     notifies,
 )
 from sandbox.errors import FilterError, SetupError
+from sandbox.exchange import Budget
 from sandbox.host_ids import caller, claim_host_id
 from sandbox.launch import Setup
-from sandbox.limits import asks_group, refuse
+from sandbox.limits import asks_group
 from sandbox.plan import Command, Plan, Template, candidates
 from sandbox.process import Process
 from sandbox.records import parse_identity
@@ -51,11 +52,10 @@ class _Ready:
 class _Cache:
     """What was compiled of one Sandbox for one caller."""
 
-    __slots__ = ("env", "gid", "grouped", "inside", "missing", "ready", "stamp", "uid", "who")
+    __slots__ = ("env", "gid", "grouped", "inside", "ready", "stamp", "uid", "who")
 
     def __init__(self, spec: Spec, uid: int, gid: int, stamp: int) -> None:
         self.uid, self.gid, self.stamp = uid, gid, stamp
-        self.missing = refuse(spec.limits)
         self.grouped = bool(asks_group(spec.limits))
         self.who = caller(spec)
         self.inside = inside_ids(spec, self.who)
@@ -103,7 +103,7 @@ _trees = _Trees()
 
 
 def _compiled(cache: _Cache, spec: Spec, variant: Variant) -> Compiled:
-    return _lacking(compile_plan(spec, cache.who, variant), cache.missing)
+    return compile_plan(spec, cache.who, variant)
 
 
 def _lacking(compiled: Compiled, missing: tuple[str, ...]) -> Compiled:
@@ -229,6 +229,9 @@ class Launcher:
         process.layers = compiled.layers
         process.failed = setup.failed
         process.inner_pidfd = setup.inner_pidfd
+        limits = compiled.layers.limits
+        if limits.output is not None:
+            process.budget = Budget(limits.output, process.stop_flood if limits.when_output_full == "kill" else None)
         try:
             if prepared.group is not None:
                 process.adopt(prepared.group)

@@ -9,7 +9,6 @@ from math import ceil
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from sandbox.arguments import integer, parse_size, real, seconds
-from sandbox.errors import UnsupportedError
 from sandbox.kernel import (
     RLIMIT_CORE,
     RLIMIT_CPU,
@@ -182,20 +181,3 @@ def asks_group(limits: Limits) -> tuple[str, ...]:
     return tuple(
         name for name in CGROUP if getattr(limits, name) is not None and (name != "swap" or limits.memory is not None)
     )
-
-
-def refuse(limits: Limits) -> tuple[str, ...]:
-    """Return what is missing of limits that need not be had.
-
-    Raises:
-        UnsupportedError: A limit that was asked for cannot be had.
-    """
-    missing = []
-    for name in ("output",):
-        value = getattr(limits, name)
-        if value is None:
-            continue
-        if name not in limits.best_effort:
-            raise UnsupportedError(f"limit({name}=)", needed="a later version")
-        missing.append(f"limit({name}={value!r}): not enforced by this version")
-    return tuple(missing)

@@ -245,13 +245,13 @@ class Process(ProcessControl, Generic[AnyStr]):
             encoding = getattr(self.stdin, "encoding", None) or "utf-8"
             data = input.encode(encoding, getattr(self.stdin, "errors", None) or "strict")
         if self.terminal is None or self.terminal.closed:
-            return Exchange(self.stdin, self.stdout, self.stderr, data)
+            return Exchange(self.stdin, self.stdout, self.stderr, data, self.budget)
         from sandbox.terminal import end_of_input
 
         # Input is typed, and then the character that ends it. A descriptor of its own: its end is not the terminal's.
         data = bytes(data or b"")
         typed = io.FileIO(fcntl.fcntl(self.terminal.fileno(), fcntl.F_DUPFD_CLOEXEC, 3), "w")
-        return Exchange(typed, self.terminal, None, data + end_of_input(self.terminal.fileno(), data))
+        return Exchange(typed, self.terminal, None, data + end_of_input(self.terminal.fileno(), data), self.budget)
 
     def result(self, timeout: float | None = None) -> Result[AnyStr]:
         """Wait for the end and return the whole result, as a future does.
@@ -280,13 +280,15 @@ class Process(ProcessControl, Generic[AnyStr]):
             return self.result()
 
     def _made(self, stdout: AnyStr | None, stderr: AnyStr | None) -> Result[AnyStr]:
+        reason, detail = self._judged_output()
         return Result(
             self.args,
             cast(int, self.returncode),
             stdout,
             stderr,
-            reason=self._reason,
-            detail=self._detail,
+            reason=reason,
+            detail=detail,
+            truncated=self.budget is not None and self.budget.exceeded,
             usage=self._usage,
             enforced=self.enforced,
             denied=() if self.denials is None else tuple(self.denials.seen),
@@ -303,7 +305,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                 self._await_end(None)
                 self._told()
                 return self._made(None, None)
-            exchange = self._talk = Exchange(self.stdin, self.stdout, self.stderr, input)
+            exchange = self._talk = Exchange(self.stdin, self.stdout, self.stderr, input, self.budget)
             in_time = self._await_end(deadline_of(timeout), exchange)
             if not in_time:
                 self._cause = Reason.TIMEOUT

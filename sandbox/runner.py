@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, overload
 
 from sandbox.arguments import StrOrBytesPath, process_name
-from sandbox.exchange import decoder
+from sandbox.exchange import LimitedFile, decoder
 from sandbox.plan import Plan, environment
 from sandbox.streams import DEVNULL, PIPE, Fd, Stream, Streams, check_stream, extra_fds
 
@@ -311,7 +311,12 @@ class Runner:
         finally:
             streams.close_child()
         for name, fd in streams.parent.items():
-            file: Any = io.FileIO(fd, "w" if name == "stdin" else "r")
+            reads = name != "stdin"
+            file: Any = (
+                LimitedFile(fd, process.budget)
+                if reads and process.budget is not None
+                else io.FileIO(fd, "r" if reads else "w")
+            )
             if bufsize:
                 size = bufsize if bufsize > 1 else io.DEFAULT_BUFFER_SIZE
                 file = io.BufferedWriter(file, size) if name == "stdin" else io.BufferedReader(file, size)
