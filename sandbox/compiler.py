@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from errno import ENOSYS, EPERM
 from functools import lru_cache
 from math import ceil
+from signal import SIGKILL
 from struct import iter_unpack, pack
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -544,6 +545,9 @@ class _Compiler:
         program.origin = "session"
         if spec.new_session:
             program.call("setsid")
+        if "pid" not in spec.new_namespaces:
+            # Elsewhere the kernel ends all with PID 1. Init has one thread, so this means the end of init.
+            program.call("prctl", k.PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
         # No key of the caller's; where keyctl is not to be had, no program inside has it either.
         program.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, 0, tolerate=(ENOSYS, EPERM))
         numbers = {0: 3, 1: 4, 2: 5}
@@ -595,6 +599,10 @@ class _Compiler:
             program.call("hold")
             program.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0)
         program.call("rt_sigprocmask", k.SIG_SETMASK, program.data(bytes(8), "[]"), 0, 8)
+        if "pid" not in spec.new_namespaces:
+            # In a namespace of its own the payload is 2, and who writes LISTEN_PID knows it.
+            program.origin = "payload"
+            program.call("listen_pid", Late("envp", pointer=True))
         # The call after the filter is execve, and no other.
         self._filter()
         program.origin = "payload"

@@ -40,7 +40,7 @@ OPERATIONS: Final = (
     "clone", "write_proc", "release", "await_release", "check", "drop_bounding_set", "check_lifeline",
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
     "seccomp_listen", "write_proc_self", "join_cgroup", "thaw_with", "wall_time", "limit_cpu", "join_group", "stay",
-    "become_payload", "read_limits",
+    "become_payload", "read_limits", "listen_pid",
 )  # fmt: skip
 _NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
 
@@ -54,7 +54,7 @@ _HEADER_SIZE = SLOTS_OFFSET + 4 * MAX_SLOTS
 _STEP = struct.Struct("<6Qqq2I2H6B2B2hB7x")
 _VALUE, _DATA, _RESULT, _SLOT = range(4)
 _ANY, _EQUAL, _AT_LEAST = range(3)
-_OWN_GROUP = 1
+_OWN_GROUP, _KEEP_PRIVILEGES = 1, 2
 _MASK = 2**64 - 1
 
 
@@ -232,13 +232,13 @@ class Program:
         self.slots += 1
         return Slot(self.slots - 1, name)
 
-    def plan(self, command: Command, *, own_group: bool = True) -> "Plan":
+    def plan(self, command: Command, *, own_group: bool = True, keep_privileges: bool = False) -> "Plan":
         """Return what was collected as a value."""
         return Plan(
             tuple(tuple(self.segments[name]) for name in SEGMENTS),
             command,
             self.slots,
-            _OWN_GROUP if own_group else 0,
+            (_OWN_GROUP if own_group else 0) | (_KEEP_PRIVILEGES if keep_privileges else 0),
         )
 
 

@@ -392,8 +392,9 @@ static _Noreturn void be_init(void)
     (void)await_release(RELEASE_ALL); /* stage 1 reads the plan until then */
     if (payloads[0].shared)
         explain(payloads[0].shared);
+    if (!(plan->flags & KEEP_PRIVILEGES))
+        drop_capabilities();
     unmap_plan(plan);
-    drop_capabilities();
     if (!payloads[0].pid || close_except(keep, 7) < 0)
         quit(125);
     if (!introduced)

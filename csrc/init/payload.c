@@ -156,10 +156,13 @@ void settle(struct payload *p, int dead, int status)
     }
 }
 
-/* After a clone that waited the outcome is known, unless the payload died of a signal: then SIGCHLD tells. */
+/*
+ * After a clone that waited it is known that the program was executed. That it was not, SIGCHLD tells: the
+ * launcher ends us as soon as it hears of it, and who is not reaped by then becomes its child.
+ */
 void settle_if_known(struct payload *p)
 {
-    if (p->sync < 0 && p->shared->stage >= PAYLOAD_EXECS)
+    if (p->sync < 0 && p->shared->stage == PAYLOAD_EXECS)
         settle(p, 0, 0);
 }
 

@@ -54,6 +54,7 @@ enum native {
     OP_STAY,        /* (): stage 1 lets PID 1 go on and watches it until the end */
     OP_BECOME,      /* (): PID 1 itself is the payload: it runs the last segment */
     OP_READ_LIMITS, /* (): read the resource limits again, which the self-check has read before */
+    OP_LISTEN_PID,  /* (envp): write this process's pid into LISTEN_PID=, where there is room for it */
     NATIVE_END,
 };
 
@@ -89,7 +90,10 @@ enum { SLOT_CONTROL, SLOT_LIFELINE, SLOT_CLAIM, SLOT_STDIN, SLOT_STDOUT, SLOT_ST
 enum { WORKING = 1, RELEASE_IDS, RELEASE_NETWORK, RELEASE_ALL };
 
 /* plan.flags */
-enum { OWN_GROUP = 1 }; /* stage 1 starts a process group: the launcher finds PID 1 by it, whatever happens */
+enum {
+    OWN_GROUP = 1, /* stage 1 starts a process group: the launcher finds PID 1 by it, whatever happens */
+    KEEP_PRIVILEGES = 2, /* a plain child may change its uid, and the process above it must still end it */
+};
 
 /* Records. Fixed size: whoever reads one knows that it is whole. */
 #define RECORD_SIZE 1024

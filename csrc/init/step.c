@@ -278,6 +278,31 @@ static long send_fd(int fd, int64_t tag)
     return send_record(plan->slot[SLOT_CONTROL], &record, &fd, 1);
 }
 
+/*
+ * Socket activation wants the pid of who is to take the sockets, which nobody knows before: a value of ten
+ * question marks is the room for it.
+ */
+static long put_listen_pid(char *const *envp)
+{
+    static const char room[] = "LISTEN_PID=??????????";
+    char digits[24], *from = put_number(digits + sizeof digits, (uint64_t)call0(__NR_getpid));
+
+    for (; *envp; envp++) {
+        char *variable = *envp;
+        size_t same = 0;
+        while (same < sizeof room && variable[same] == room[same])
+            same++;
+        if (same < sizeof room)
+            continue;
+        char *to = variable + 11;
+        while (from < digits + sizeof digits)
+            *to++ = *from++;
+        *to = 0;
+        break;
+    }
+    return 0;
+}
+
 static const void *data(uint64_t address, uint64_t size)
 {
     uint64_t base = (uint64_t)(uintptr_t)plan;
@@ -331,6 +356,8 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
         memory = data(a[2], a[3]);
         return memory && data(a[1], 1) ? write_proc((int)a[0], 0, (const char *)a[1], memory, a[3])
                                        : -E_FAULT;
+    case OP_LISTEN_PID:
+        return data(a[0], 8) ? put_listen_pid((char *const *)a[0]) : -E_FAULT;
     case OP_SKIP:
         return -E_AGAIN;
     case OP_JOIN_CGROUP:
