@@ -4,6 +4,7 @@ What is not needed to run a command is imported where it is used: `sandbox run -
 Python's own start.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -13,12 +14,15 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from sandbox.errors import SandboxError, SetupError
 from sandbox.options import SUBCOMMANDS, Draft, OptionError, Subcommand, parse
 from sandbox.process import Process
 from sandbox.result import Reason
+
+if TYPE_CHECKING:
+    from sandbox.session import Session
 
 # Those of env(1), timeout(1) and the shells.
 _FAILED: Final = 125
@@ -85,7 +89,7 @@ def _main(words: list[str]) -> int:
 
         _print(help_text.text(subcommand, sys.stdout))
         return 0
-    return _run(draft) if subcommand == "run" else _plan(draft)
+    return _plan(draft) if subcommand == "plan" else _run(draft)
 
 
 def _subcommand(word: str) -> Subcommand:
@@ -106,17 +110,65 @@ def _plan(draft: Draft) -> int:
 
 
 def _run(draft: Draft) -> int:
+    if draft.tty:
+        return _run_on_terminal(draft)
     with _Signals() as signals:
         process = draft.box.popen(draft.command, stdin=None)
         signals.launching = False
         try:
             status = _wait(process, signals, draft.timeout)
-            if status is not None:
-                return status
-            result = process.result()
         finally:
             process.close()
-            _tell_denials(process)
+    return _status(draft, process, status)
+
+
+def _run_on_terminal(draft: Draft) -> int:
+    from sandbox.session import SIGNALS, Session, utf8
+
+    filter = None
+    if draft.filter_output:
+        from sandbox.escapes import EscapeFilter
+
+        filter = EscapeFilter(utf8=utf8())
+    with _Signals(*SIGNALS) as signals, contextlib.closing(Session(filter)) as session:
+        process = _start_on_terminal(draft, session)
+        signals.launching = False
+        try:
+            assert process.terminal is not None
+            session.begin(process.terminal)
+            status = _wait(process, signals, draft.timeout, session)
+        except BrokenPipeError:
+            status = 128 + signal.SIGPIPE
+        finally:
+            process.close()
+    return _status(draft, process, status)
+
+
+def _start_on_terminal(draft: Draft, session: "Session") -> Process[Any]:
+    """Start the command, or the first shell that there is."""
+    box = draft.box
+    like: Any = session.like  # what no other caller of popen needs
+    if not any(name == "TERM" for name, _ in box._spec.env):
+        box = box.env(TERM=os.environ.get("TERM") or "dumb")
+    shells = dict.fromkeys((os.environ.get("SHELL") or "bash", "bash", "sh"))
+    commands = [draft.command] if draft.command else [[shell] for shell in shells]
+    for command in commands[:-1]:
+        try:
+            return box.popen(command, pty=like)
+        except SetupError as error:
+            if not (_is_exec(error) and error.errno == errno.ENOENT):
+                raise
+    return box.popen(commands[-1], pty=like)
+
+
+def _status(draft: Draft, process: Process[Any], status: int | None) -> int:
+    """Say what is to be said at the end, and return the exit status."""
+    _tell_denials(process)
+    if status is not None:
+        if status == _TIMED_OUT:
+            _complain(f"ended after {draft.timeout:g} seconds, as --timeout says")
+        return status
+    result = process.result()
     if result.reason is Reason.INIT_DIED:
         _complain(result.detail)
         return _FAILED
@@ -125,8 +177,14 @@ def _run(draft: Draft) -> int:
     return result.returncode if result.returncode >= 0 else 128 - result.returncode
 
 
-def _wait(process: Process[Any], signals: "_Signals", timeout: float | None) -> int | None:
-    """Wait until the sandbox has ended by itself; else end it, and return the exit status that says so."""
+def _wait(
+    process: Process[Any], signals: "_Signals", timeout: float | None, session: "Session | None" = None
+) -> int | None:
+    """Wait until the sandbox has ended by itself; else end it, and return the exit status that says so.
+
+    Raises:
+        BrokenPipeError: What a session should show, nobody takes.
+    """
     poller = select.poll()
     poller.register(process.fileno(), select.POLLIN)
     poller.register(signals.fileno(), select.POLLIN)
@@ -135,27 +193,35 @@ def _wait(process: Process[Any], signals: "_Signals", timeout: float | None) -> 
         poller.register(refused, select.POLLIN)
     deadline = None if timeout is None else time.monotonic() + timeout
     status = _TIMED_OUT
+    ended = False
     while True:
+        if session is not None:
+            session.arm(poller)
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        ready = {fd for fd, _ in poller.poll(left)}
+        ready = dict(poller.poll(left))
         if process.fileno() in ready:
+            poller.unregister(process.fileno())
+            ended = True
+        if session is not None:
+            session.serve(ready)
+        if ended and (session is None or session.done()):
             return None
         if refused in ready:
             if not process.answer():
                 poller.unregister(refused)
             continue
         if signals.fileno() in ready:
-            number = signals.take()
-            if status != _TIMED_OUT:
+            ends = [number for number in signals.take() if session is None or not session.signal(number)]
+            if ends and status != _TIMED_OUT:
                 break
-            status = 128 + number
-            process.send_signal(number)
-            deadline = time.monotonic() + _GRACE
+            for number in ends[:1]:
+                status = 128 + number
+                process.send_signal(number)
+                # After the end of it all, what is left to be shown may be given up at once.
+                deadline = time.monotonic() + (0 if ended else _GRACE)
         elif not ready:
             break
     process.kill()
-    if status == _TIMED_OUT:
-        _complain(f"ended after {timeout:g} seconds, as --timeout says")
     return status
 
 
@@ -181,8 +247,9 @@ class _Signals:
     stays ignored: nohup and background jobs rely on that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *others: int) -> None:
         self.launching = True
+        self._others = others
         self._count = 0
         self._before: dict[int, Any] = {}
 
@@ -190,19 +257,19 @@ class _Signals:
         """Return what is readable when a signal came."""
         return self._read_end
 
-    def take(self) -> int:
-        """Return the signal that came last."""
-        return os.read(self._read_end, 512)[-1]
+    def take(self) -> bytes:
+        """Return the signals that came."""
+        return os.read(self._read_end, 512)
 
     def _came(self, number: int, _: FrameType | None) -> None:
-        self._count += 1
+        self._count += number not in self._others
         if self.launching and self._count == 2:
             raise _SignalledError(number)
 
     def __enter__(self) -> Self:
         self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        for number in (*_SIGNALS, *self._others):
             before = signal.getsignal(number)
             if before is not signal.SIG_IGN:
                 self._before[number] = before

@@ -554,6 +554,8 @@ class _Compiler:
         if self.variant.pty:
             from sandbox.terminal import open_terminal
 
+            if not spec.new_session:
+                raise ValueError("a terminal controls a session of its own: leave out new_session(False), or pty")
             # Now, for the working directory still is the root, which paths are resolved in.
             open_terminal(program, Slot(numbers[0], "stdin"))
             numbers = dict.fromkeys(numbers, numbers[0])

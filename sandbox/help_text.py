@@ -12,6 +12,7 @@ _TOP: Final = """\
 Run commands in Linux sandboxes.
 
 **usage:** sandbox **run** [options] -- COMMAND    run a command in a new sandbox
+       sandbox **shell** [options]             the same with a shell and a terminal
        sandbox **plan** [options] -- COMMAND   print the system calls, run nothing
        sandbox **doctor** [--json]             what works on this host, and why not
        sandbox **seccomp** ACTION FILTER       show, simulate, diff, convert filters
@@ -35,6 +36,19 @@ a clean environment and no privilege. Its input and output are yours.
   sandbox run --bind .:/src --cwd /src -- make -j2
   sandbox run --rootfs /srv/alpine --network host -- apk update
   sandbox run --env HOME=/root --file /root/.profile=@profile -- sh -l
+""",
+    "shell": """\
+Work in a new sandbox: run a shell, or a command, on a terminal of its own.
+
+**usage:** sandbox shell [options] [-- COMMAND [ARGUMENT...]]
+
+Without a command it is your $SHELL if the sandbox has it, else bash or sh.
+Keys go inside, Ctrl-C and Ctrl-Z too; the size of your terminal is passed on.
+
+**Examples**
+  sandbox shell
+  sandbox shell --bind .:/src --cwd /src
+  sandbox shell --filter-output --rootfs /srv/alpine -- ash
 """,
     "plan": """\
 Print the system calls that `sandbox run` would make, in order. Nothing runs.
@@ -80,6 +94,11 @@ _END: Final[dict[Subcommand, str]] = {
   made; 124 after --timeout. SIGINT, SIGTERM and SIGHUP are passed on; after a
   second one, or 5 seconds, everything inside is ended.
 """,
+    "shell": """\
+**Exit status**
+  that of the shell or command; sandbox run --help says more about it, and about
+  the options' values. Your terminal gets its settings back whatever happens.
+""",
     "plan": """\
 sandbox run --help says more about the options' values.
 """,
@@ -98,11 +117,12 @@ def text(subcommand: Subcommand | None, stream: TextIO) -> str:
     for title, group in GROUPS:
         lines.append(f"**{title}**")
         for option in group:
-            if option.only is not None and option.only != subcommand:
+            if not option.belongs_to(subcommand):
                 continue
+            name = f"{option.short}, {option.name}" if option.short else option.name
             value = option.value if option.value.startswith("[") or not option.value else f" {option.value}"
-            space = " " * (_COLUMN - len(option.name) - len(value) - 2)
-            lines.append(f"  **{option.name}**{value}{space}{option.text}")
+            space = " " * (_COLUMN - len(name) - len(value) - 2)
+            lines.append(f"  **{name}**{value}{space}{option.text}")
         lines.append("")
     lines.append(_END[subcommand])
     return _marked("\n".join(lines), _colours(stream))

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, cast, get_args
 
 from sandbox.builder import Sandbox
 
-Subcommand = Literal["run", "plan"]
+Subcommand = Literal["run", "shell", "plan"]
 _MOST: Final = 16 << 20
 SUBCOMMANDS: Final[tuple[Subcommand, ...]] = get_args(Subcommand)
 
@@ -28,6 +28,8 @@ class Draft:
         capabilities: Those of `Sandbox.capabilities`.
         timeout: Seconds, or None.
         format: Of the plan.
+        tty: The command gets a terminal of its own.
+        filter_output: What it says to the caller's terminal is filtered.
         command: Program and arguments.
     """
 
@@ -38,6 +40,8 @@ class Draft:
         self.capabilities: dict[str, list[str]] = {"keep": [], "ambient": []}
         self.timeout: float | None = None
         self.format = "text"
+        self.tty = False
+        self.filter_output = False
         self.command: list[str] = []
 
 
@@ -49,10 +53,11 @@ class Option:
         value: What it takes, as the help shows it; "" for nothing; "[=X]" for what can only follow an equals sign.
         text: What the help says.
         apply: Does it.
-        only: The subcommand that has it, when not all do.
+        only: The subcommand that has it, when not all do; "run" are all that run something.
+        short: One letter with a dash, too.
     """
 
-    __slots__ = ("apply", "name", "only", "text", "value")
+    __slots__ = ("apply", "name", "only", "short", "text", "value")
 
     def __init__(
         self,
@@ -61,12 +66,18 @@ class Option:
         text: str,
         apply: Callable[[Draft, str], None],
         only: Subcommand | None = None,
+        short: str = "",
     ) -> None:
         self.name = name
         self.value = value
         self.text = text
         self.apply = apply
         self.only = only
+        self.short = short
+
+    def belongs_to(self, subcommand: Subcommand) -> bool:
+        """Say whether a subcommand has this option."""
+        return self.only in {None, subcommand} or (self.only == "run" and subcommand == "shell")
 
 
 # ── the words of a value ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,6 +258,14 @@ def _format(draft: Draft, value: str) -> None:
     draft.format = value
 
 
+def _tty(draft: Draft, _: str) -> None:
+    draft.tty = True
+
+
+def _filter_output(draft: Draft, _: str) -> None:
+    draft.tty = draft.filter_output = True
+
+
 def _set(**changes: Any) -> Callable[[Draft, str], None]:
     return lambda draft, _: draft.user.update(changes)
 
@@ -369,6 +388,8 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--inherit-env", "[=NAME,...]", "take over all variables, or those", _inherit_env),
             Option("--cwd", "DIR", "working directory inside", _method("cwd")),
             Option("--umask", "OCTAL", "file mode creation mask", _umask),
+            Option("--tty", "", "give it a terminal of its own", _tty, "run", "-t"),
+            Option("--filter-output", "", "and let pass what draws, nothing else", _filter_output, "run"),
             Option("--timeout", "SECONDS", "then end it all, with status 124", _timeout, "run"),
             Option("--format", "FORMAT", "of the plan: text (the default) or json", _format, "plan"),
         ),
@@ -378,12 +399,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
 
 def options_of(subcommand: Subcommand) -> dict[str, Option]:
     """Return a subcommand's options by name."""
-    return {
-        option.name: option
-        for _, group in GROUPS
-        for option in group
-        if option.only is None or option.only == subcommand
-    }
+    return {option.name: option for _, group in GROUPS for option in group if option.belongs_to(subcommand)}
 
 
 def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
@@ -396,7 +412,9 @@ def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
         OSError: A file that an option names cannot be read.
     """
     known = options_of(subcommand)
+    by_name = known | {option.short: option for option in known.values() if option.short}
     draft = Draft()
+    draft.tty = subcommand == "shell"
     i = 0
     while i < len(words) and words[i].startswith("-"):
         name, equals, value = words[i].partition("=")
@@ -405,7 +423,7 @@ def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
             break
         if name in {"-h", "--help"}:
             return None
-        option = known.get(name)
+        option = by_name.get(name)
         if option is None:
             raise OptionError(_unknown(name, subcommand, known))
         if not option.value and equals:
@@ -417,7 +435,7 @@ def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
             i += 1
         _apply(option, draft, value)
     draft.command = list(words[i:])
-    if not draft.command:
+    if not draft.command and subcommand != "shell":
         raise OptionError(f"what shall {subcommand}?\n  usage: sandbox {subcommand} [options] -- COMMAND")
     if draft.user:
         draft.box = draft.box.user(**draft.user)

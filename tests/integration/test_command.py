@@ -269,7 +269,9 @@ def test_plan_path_that_is_no_text_is_printed() -> None:
     assert b'from: .bind("/\xff", "/x")' in done.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["plan", "-h"], ["run", "--umask", "0", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["plan", "-h"], ["shell", "-h"], ["run", "--umask", "0", "--help"]]
+)
 def test_help_fits_eighty_columns(words: list[str]) -> None:
     done = sandbox(*words)
     assert (done.returncode, done.stderr) == (0, "")

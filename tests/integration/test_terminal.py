@@ -224,6 +224,8 @@ def test_communicate_timeout_leaves_the_terminal_in_use() -> None:
         Sandbox().observe(),
         Sandbox().cwd("/usr/share"),
         Sandbox().share("pid"),
+        Sandbox().init(False),
+        Sandbox().limit(open_files=16, wall_time=60),
     ],
     ids=lambda box: "",
 )
@@ -232,6 +234,19 @@ def test_pty_works_with_every_layer(box: Sandbox) -> None:
         process = box.popen(["sh", "-c", "tty && stty size && echo text >/dev/tty"], pty=True)
         assert ["/dev/pts/0", "24 80", "text"] == said(process)
         assert process.returncode == 0
+
+
+def test_pty_of_a_held_command_is_there_before_it_runs() -> None:
+    with Sandbox().popen(["stty", "size"], pty=True, hold=True) as process:
+        process.resize(33, 99)
+        process.release()
+        assert process.stdout is not None
+        assert process.stdout.read() == b"33 99\r\n"
+
+
+def test_pty_without_a_new_session_is_refused() -> None:
+    with pytest.raises(ValueError, match="new_session"):
+        Sandbox().new_session(False).popen(["true"], pty=True)
 
 
 @pytest.mark.needs_root

@@ -44,7 +44,7 @@ def test_setup_text_of_a_program_is_that_of_a_shell() -> None:
 def _signals_while_launching() -> None:
     with cli._Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
-        assert signal.SIGINT == signals.take()
+        assert bytes([signal.SIGINT]) == signals.take()
         with pytest.raises(cli._SignalledError) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.SIGTERM == caught.value.number
@@ -59,7 +59,7 @@ def _signal_while_waiting() -> None:
     with cli._Signals() as signals:
         signals.launching = False
         os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.SIGHUP == signals.take()
+        assert bytes([signal.SIGHUP]) == signals.take()
 
 
 def test_signals_while_waiting_are_read_from_the_pipe() -> None:

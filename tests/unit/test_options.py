@@ -100,7 +100,7 @@ def test_parse_environment_of_the_caller_is_taken_over(monkeypatch: pytest.Monke
 def test_parse_every_option_is_tested_here() -> None:
     marks = test_parse_option_is_builder_method.pytestmark  # type: ignore[attr-defined]
     tested = {word.partition("=")[0] for case in marks[0].args[1] for word in case[0] if word.startswith("--")}
-    elsewhere = {"--inherit-env", "--timeout", "--format"}
+    elsewhere = {"--inherit-env", "--timeout", "--format", "--tty", "--filter-output"}
     assert options.options_of("run").keys() | options.options_of("plan").keys() == tested | elsewhere
 
 
@@ -229,7 +229,7 @@ def test_fields_fills_up_with_empty_parts() -> None:
 # ── help ──
 
 
-@pytest.mark.parametrize("subcommand", [None, "run", "plan"])
+@pytest.mark.parametrize("subcommand", [None, *options.SUBCOMMANDS])
 def test_help_fits_eighty_columns(subcommand: options.Subcommand | None) -> None:
     text = help_text.text(subcommand, io.StringIO())
     assert "\033" not in text
@@ -237,10 +237,12 @@ def test_help_fits_eighty_columns(subcommand: options.Subcommand | None) -> None
     assert 80 >= max(map(len, text.splitlines()))
 
 
-@pytest.mark.parametrize("subcommand", ["run", "plan"])
+@pytest.mark.parametrize("subcommand", options.SUBCOMMANDS)
 def test_help_lists_each_option_of_the_subcommand(subcommand: options.Subcommand) -> None:
     text = help_text.text(subcommand, io.StringIO())
-    listed = {line.split()[0].partition("[")[0] for line in text.splitlines() if line.startswith("  --")}
+    listed = {
+        word.partition("[")[0] for line in text.splitlines() if line.startswith("  -") for word in line.split()[:2]
+    }
     assert options.options_of(subcommand).keys() <= {name.partition("=")[0] for name in listed}
 
 
@@ -258,3 +260,24 @@ def test_help_is_coloured_only_on_a_terminal_that_wants_it(monkeypatch: pytest.M
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\033" not in help_text.text("run", Terminal())
+
+
+def test_parse_shell_needs_no_command_and_has_a_terminal() -> None:
+    draft = parse("shell", ["--timeout", "5"])
+    assert draft is not None
+    assert ([], True, False, 5.0) == (draft.command, draft.tty, draft.filter_output, draft.timeout)
+
+
+@pytest.mark.parametrize(
+    ("words", "tty", "filtered"),
+    [([], False, False), (["-t"], True, False), (["--tty"], True, False), (["--filter-output"], True, True)],
+)
+def test_parse_terminal_of_a_run(words: list[str], tty: bool, filtered: bool) -> None:
+    draft = parse("run", [*words, "true"])
+    assert draft is not None
+    assert (tty, filtered) == (draft.tty, draft.filter_output)
+
+
+def test_parse_plan_has_no_terminal() -> None:
+    with pytest.raises(OptionError, match="no option -t"):
+        parse("plan", ["-t", "true"])
