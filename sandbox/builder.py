@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 from sandbox import compiler
 from sandbox.arguments import (
@@ -17,15 +17,16 @@ from sandbox.arguments import (
     file_mode,
     host_name,
     id_number,
+    integer,
     parse_size,
     path_text,
     quoted,
     source_path,
     target_path,
 )
-from sandbox.compiler import NAMESPACES, Caller, Dev, Namespace, Spec, Variant, compile_plan, inside_ids
+from sandbox.compiler import NAMESPACES, Dev, Namespace, Spec, Variant, compile_plan
 from sandbox.errors import FilterError
-from sandbox.host_ids import caller
+from sandbox.identity import MAX_COUNT, caller, inside_ids, values
 from sandbox.kernel import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from sandbox.filters import Filter
     from sandbox.landlock import Landlock, LandlockOptions
     from sandbox.process import Process
+
+
+_EXAMPLE: Final = 0x70000000
 
 
 class Network:
@@ -174,6 +178,7 @@ class Sandbox(Runner):
         optional: bool = False,
         exec: bool = True,
         dev: bool = False,
+        owner: int | None = None,
     ) -> Self:
         """Make a file or directory of the host visible and writable; set-id bits never work.
 
@@ -183,8 +188,11 @@ class Sandbox(Runner):
             optional: Skip it when the source does not exist.
             exec: Programs on it can be executed.
             dev: Device nodes on it work.
+            owner: Who the payload is there, by an id of the host: what it writes is this user's, and what is this
+                user's it may write. The owner of the source when left out; only root may say another, and root's own
+                id counts only when it is said.
         """
-        return self._bind("bind", source, target, optional, exec, dev, NONE)
+        return self._bind("bind", source, target, optional, exec, dev, owner, NONE)
 
     def bind_readonly(
         self,
@@ -194,6 +202,7 @@ class Sandbox(Runner):
         optional: bool = False,
         exec: bool = True,
         dev: bool = False,
+        owner: int | None = None,
     ) -> Self:
         """Make a file or directory of the host visible, read-only with whatever is mounted below it.
 
@@ -203,8 +212,10 @@ class Sandbox(Runner):
             optional: Skip it when the source does not exist.
             exec: Programs on it can be executed.
             dev: Device nodes on it work.
+            owner: Whose files the payload may read as its own, by an id of the host; nobody's when left out. Only
+                root may say another than itself.
         """
-        return self._bind("bind_readonly", source, target, optional, exec, dev, MOUNT_ATTR_RDONLY)
+        return self._bind("bind_readonly", source, target, optional, exec, dev, owner, MOUNT_ATTR_RDONLY)
 
     def _bind(
         self,
@@ -214,6 +225,7 @@ class Sandbox(Runner):
         optional: bool,
         exec: bool,
         dev: bool,
+        owner: int | None,
         attributes: int,
     ) -> Self:
         path = source_path(source)
@@ -226,9 +238,11 @@ class Sandbox(Runner):
         words = [quoted(path)]
         if where != path:
             words.append(quoted(where))
-        usual = (("optional", optional, False), ("exec", exec, True), ("dev", dev, False))
+        owner = id_number(owner, "owner")
+        usual = (("optional", optional, False), ("exec", exec, True), ("dev", dev, False), ("owner", owner, None))
         words += [f"{word}={value}" for word, value, default in usual if value != default]
-        return self._add(Bind(path, where, attributes, optional=optional, origin=f".{method}({', '.join(words)})"))
+        origin = f".{method}({', '.join(words)})"
+        return self._add(Bind(path, where, attributes, optional=optional, origin=origin, owner=owner))
 
     def tmpfs(
         self,
@@ -382,6 +396,22 @@ class Sandbox(Runner):
             host_root=bool(host_root),
             strict_groups=groups == "strict",
         )
+
+    def id_ranges(self, count: int = 65536) -> Self:
+        """Have many user and group ids inside: files can be given away, and programs can become somebody else.
+
+        Root takes a range of the host that nobody else has, for each sandbox. Other callers have the ranges that
+        /etc/subuid and /etc/subgid give them, by newuidmap and newgidmap: the payload's own id stays the caller's.
+        Either way the caller's supplementary groups are dropped.
+
+        Args:
+            count: The ids 0 to count - 1; at most 65536.
+
+        Raises:
+            UnsupportedError: At the launch: a range or a program is missing, or the caller has no_new_privs.
+        """
+        count = integer(count, "count", 1, MAX_COUNT)
+        return self._with(id_ranges=count, id_ranges_origin=f".id_ranges({count})")
 
     def hostname(self, name: str) -> Self:
         """Set the host name: 1 to 64 bytes."""
@@ -633,12 +663,11 @@ class Sandbox(Runner):
         Args:
             args: The command.
         """
-        who: Caller = caller(self._spec)
+        who = caller(self._spec)
         variant = in_groups(self._spec, Variant())[0] if asks_group(self._spec.limits) else Variant()
         compiled = compile_plan(self._spec, who, variant)
-        uid, gid = inside_ids(self._spec, who)
-        host = ("<fresh uid>", "<fresh uid>") if who.privileged else (str(who.uid), str(who.gid))
-        ids = (("uid_map", f"{uid} {host[0]} 1\n".encode()), ("gid_map", f"{gid} {host[1]} 1\n".encode()))
+        # Which fresh ids they will be, the launch decides.
+        _, ids = values(self._spec, who, inside_ids(self._spec, who), compiled.idmaps, _EXAMPLE)
         argv, program = words_of(args)
         env = Environment(dict(self._spec.env))
         return replace(compiled.plan, command=Command(argv, env.encoded, candidates(program, env.path), ids))

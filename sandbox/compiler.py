@@ -14,21 +14,32 @@ from struct import iter_unpack, pack
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from sandbox import host, kernel as k
+from sandbox.identity import (
+    Caller,
+    drops_groups,
+    gaps,
+    inside_ids,
+    lands_as_root,
+    mapped_by_program,
+    owned,
+)
 from sandbox.kernel import Flag
 from sandbox.limits import RLIMITS, Limits, resource_limits, shown
-from sandbox.plan import Command, Data, Late, Plan, Program, Slot
+from sandbox.plan import Command, Data, Late, Plan, Program, Ref, Slot
 from sandbox.rootfs import (
     DEVICE_NODES,
     Bind,
     Entry,
     Filesystem,
     Layout,
+    Owner,
     Root,
     Tree,
     Writer,
     dev,
     mount_attributes,
     sort,
+    verified_proc,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +93,8 @@ class Spec(NamedTuple):
     gid: int | None = None
     host_root: bool = False
     strict_groups: bool = False
+    id_ranges: int | None = None
+    id_ranges_origin: str = ".id_ranges()"
     env: tuple[tuple[str, str], ...] = (("PATH", PATH), ("HOME", HOME), ("LANG", "C.UTF-8"))
     cwd: str | None = None
     cwd_origin: str = ".cwd()"
@@ -97,20 +110,6 @@ class Spec(NamedTuple):
     new_session: bool = True
     monotonic: int = 0
     boottime: int = 0
-
-
-class Caller(NamedTuple):
-    """Who launches.
-
-    Args:
-        uid: Effective user id.
-        gid: Effective group id.
-        privileged: Real root of its user namespace: it may map ids that are not its own.
-    """
-
-    uid: int
-    gid: int
-    privileged: bool
 
 
 class Variant(NamedTuple):
@@ -169,13 +168,7 @@ class Compiled(NamedTuple):
     group_slots: tuple[Slot, ...]
     layers: Layers
     listens: bool
-
-
-def inside_ids(spec: Spec, caller: Caller) -> tuple[int, int]:
-    """Return the payload's user and group id, as it sees them."""
-    uid = spec.uid if spec.uid is not None else 1000 if caller.privileged else caller.uid
-    gid = spec.gid if spec.gid is not None else 1000 if caller.privileged else caller.gid
-    return uid, gid
+    idmaps: tuple[Owner, ...]
 
 
 def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
@@ -184,6 +177,8 @@ def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
     uid, gid = inside_ids(spec, caller)
     # What follows the default's entries may replace the generated files.
     for entry in spec.entries:
+        if isinstance(entry, Bind | Root):
+            entry = owned(entry, spec, caller)
         if isinstance(entry, System):
             if has_root:
                 continue
@@ -205,7 +200,7 @@ def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
         elif isinstance(entry, Filesystem) and entry.fstype == "proc" and "pid" not in spec.new_namespaces:
             # A new /proc would be of a pid namespace that is not ours: the caller's own shows the same.
             yield Bind("/proc", entry.target, entry.attributes, origin=entry.origin)
-        elif isinstance(entry, Bind) and host.is_system(entry) and not has_root:
+        elif isinstance(entry, Bind) and entry.owner is None and host.is_system(entry) and not has_root:
             yield entry._replace(system=True)
         elif isinstance(entry, Bind) and host.is_file(entry.source):
             yield entry._replace(is_file=True)
@@ -229,6 +224,7 @@ class _Compiler:
             raise ValueError('capabilities() counts in a user namespace of the sandbox: leave out share("user")')
         if not spec.init and "pid" not in spec.new_namespaces:
             raise ValueError('init(False) makes the command PID 1 of a pid namespace: leave out share("pid")')
+        self._check_ids()
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
         self.group_slots = [self.program.slot(f"cgroup v{version}") for version in variant.groups]
@@ -238,12 +234,38 @@ class _Compiler:
             self.group_slots.append(self.program.slot("freezer.state"))
         self.nested = bool(spec.keep & _CAP_SYS_ADMIN)
         self.code = self._code()
+        self.guard = self._guard()
+        self.writer = Writer(self.program, "stage" if caller.privileged else "init")
         self.listens = notifies(self.code)
         self.rulesets: list[Ruleset] = []
         if spec.landlock:
             from sandbox.landlock import Landlock
 
             self.rulesets = [layer.ruleset(Landlock.abi()) for layer in spec.landlock]
+
+    def _check_ids(self) -> None:
+        """Refuse what contradicts itself, or leaves a way to root's files."""
+        spec, count = self.spec, self.spec.id_ranges
+        if lands_as_root(spec, self.caller) and spec.filter == "default-nesting":
+            raise ValueError(
+                "owner=0 and nesting() exclude each other: who may mount can let an overlay copy a set-id file to"
+                " where it is root's"
+            )
+        if count is None:
+            return
+        if not self.new_user:
+            raise ValueError('id_ranges() are ids of a user namespace of the sandbox: leave out share("user")')
+        if spec.host_root and self.caller.uid == 0:
+            raise ValueError("id_ranges() gives ids that nobody else has, user(host_root=True) root's own: say one")
+        if spec.keep & _CAP_SYS_ADMIN:
+            raise ValueError(
+                "id_ranges() and CAP_SYS_ADMIN exclude each other: with it the payload gets a user namespace of its"
+                " own, which has one id"
+            )
+        if self.caller.privileged and max(self.uid, self.gid) >= count:
+            raise ValueError(
+                f"id_ranges({count}) has the ids 0 to {count - 1}, and the user would be {self.uid}:{self.gid}"
+            )
 
     def compile(self) -> Compiled:
         # Stage 1 opens the sources of binds, for root, while PID 1's steps are written: so its own come last.
@@ -263,32 +285,37 @@ class _Compiler:
             tuple(self.group_slots),
             self._layers(),
             self.listens,
+            tuple(self.writer.idmaps),
         )
 
     def _layers(self) -> Layers:
-        gaps = []
-        if not self.caller.privileged:
-            gaps.append("supplementary groups of the caller are kept: an unprivileged caller cannot drop them")
+        found = list(gaps(self.spec, self.caller))
+        if self.guard:
+            found.append("the filter is what seccomp() says and one against set-id files, which observe() does not see")
         if self.spec.filter is None:
-            gaps.append("no system-call filter: every call of the kernel is open to the payload")
+            found.append("no system-call filter: every call of the kernel is open to the payload")
         elif self.spec.filter == "default-nesting":
-            gaps.append("nesting: new namespaces and mounts are open to the payload, and what they reach in the kernel")
+            found.append(
+                "nesting: new namespaces and mounts are open to the payload, and what they reach in the kernel"
+            )
         if self.spec.limits.cpu_time is not None and not self.variant.counts:
-            gaps.append("cpu_time counts each process by itself: a command that forks can use it once in each")
+            found.append("cpu_time counts each process by itself: a command that forks can use it once in each")
         if self.spec.limits.output is not None:
-            gaps.append("output counts what comes through pipes: not what goes to a file or descriptor of the caller's")
+            found.append(
+                "output counts what comes through pipes: not what goes to a file or descriptor of the caller's"
+            )
         if not self.spec.new_session:
-            gaps.append("new_session(False): the command may signal the caller's process group, and use its terminal")
+            found.append("new_session(False): the command may signal the caller's process group, and use its terminal")
         missing: list[str] = []
         for ruleset in self.rulesets:
-            gaps += ruleset.gaps
+            found += ruleset.gaps
             missing += ruleset.missing
         made = [ruleset for ruleset in self.rulesets if not ruleset.empty]
         return Layers(
-            0 if self.spec.filter is None else 1,
+            bool(self.code) + bool(self.guard),
             made[0].abi if made else None,
             len(made),
-            tuple(dict.fromkeys(gaps)),
+            tuple(dict.fromkeys(found)),
             tuple(missing),
             self.spec.limits,
         )
@@ -312,19 +339,12 @@ class _Compiler:
             if version == 1:
                 program.call("join_cgroup", slot, init)
         if self.new_user:
-            # PID 1 is at work meanwhile. Id maps are written to a real procfs or not at all.
+            # PID 1 is at work meanwhile.
             program.origin = "user namespace"
-            flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
-            self.proc = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc")
-            status = program.data(bytes(120), "status")
-            program.call("fstatfs", self.proc, status)
-            program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
+            proc = self.writer.proc or verified_proc(program)
             if self.new_net_beside:
                 pidfd = program.call("pidfd_open", init, 0, name="init_pidfd")
-            if not self.caller.privileged:
-                program.call("write_proc", self.proc, init, "setgroups", "deny\n", 5)
-            for name in ("uid_map", "gid_map"):
-                program.call("write_proc", self.proc, init, name, Late(name, pointer=True), Late(name + ".size"))
+            self._map_ids(proc, init)
         if self.new_net_beside:
             # The dearest namespace by far: it is made while PID 1 mounts.
             program.origin = "network"
@@ -332,7 +352,7 @@ class _Compiler:
             program.call("setns", pidfd, k.CLONE_NEWUSER)
             program.call("release", k.RELEASE_IDS)
             program.call("unshare", k.CLONE_NEWNET)
-            program.call("openat", self.proc, "self/ns/net", k.O_CLOEXEC, 0, result=self.network)
+            program.call("openat", proc, "self/ns/net", k.O_CLOEXEC, 0, result=self.network)
             program.call("release", k.RELEASE_NETWORK)
             self._loopback()
         if not self.spec.init:
@@ -343,6 +363,18 @@ class _Compiler:
             return
         program.origin = "namespaces"
         program.call("release", k.RELEASE_ALL)
+
+    def _map_ids(self, proc: Ref, init: Ref) -> None:
+        """Write the id maps of PID 1, or let the caller have them written."""
+        program = self.program
+        if mapped_by_program(self.spec, self.caller):
+            program.origin = self.spec.id_ranges_origin
+            program.call("await_maps", init)
+            return
+        if not self.caller.privileged:
+            program.call("write_proc", proc, init, "setgroups", "deny\n", 5)
+        for name in ("uid_map", "gid_map"):
+            program.call("write_proc", proc, init, name, Late(name, pointer=True), Late(name + ".size"))
 
     def _wall_time(self) -> None:
         """Tell the limits on time to who waits for the payload."""
@@ -378,7 +410,7 @@ class _Compiler:
                 program.call("unshare", k.CLONE_NEWCGROUP)
             if self.spec.init:
                 self._thaw()
-        if self.caller.privileged:
+        if drops_groups(self.spec, self.caller):
             program.origin = "user"
             # The capabilities outlast the uid, in force: what follows needs them, and its end gives them up.
             program.call("prctl", k.PR_SET_SECUREBITS, k.SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
@@ -459,7 +491,7 @@ class _Compiler:
 
     def _root(self) -> None:
         program = self.program
-        writer = Writer(program, "stage" if self.caller.privileged else "init")
+        writer = self.writer
         if self.layout.root is not None:
             root = writer.rootfs(self.layout.root)
         elif self.variant.cached_tree:
@@ -606,7 +638,7 @@ class _Compiler:
             program.origin = "payload"
             program.call("listen_pid", Late("envp", pointer=True))
         # The call after the filter is execve, and no other.
-        self._filter()
+        self._filters()
         program.origin = "payload"
         program.call(
             "execve",
@@ -650,19 +682,37 @@ class _Compiler:
             code = asking(code)
         return code
 
-    def _filter(self) -> None:
-        program, code = self.program, self.code
-        if not code:
+    def _guard(self) -> bytes:
+        """Return the filter that stands beside one of the caller's own, or none: of their answers the stricter counts.
+
+        The presets hold its rules already.
+        """
+        if isinstance(self.spec.filter, str) or not lands_as_root(self.spec, self.caller):
+            return b""
+        from sandbox.filters.presets import guard_program
+
+        return guard_program()
+
+    def _filters(self) -> None:
+        program = self.program
+        if self.guard:
+            program.origin = "owner=0"
+            program.call("seccomp", k.SECCOMP_SET_MODE_FILTER, k.NONE, self._program(self.guard))
+        if not self.code:
             return
         program.origin = self.spec.filter_origin
-        length = len(code) // 8
-        instructions = program.data(code, f"<{length} instructions>")
-        prog = program.data(pack("<H6xQ", length, 0), f"{{{length}, <filter>}}", ((8, instructions),))
+        prog = self._program(self.code)
         if self.listens:
             flags = k.SECCOMP_FILTER_FLAG_NEW_LISTENER | k.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
             program.call("seccomp_listen", flags, prog)
         else:
             program.call("seccomp", k.SECCOMP_SET_MODE_FILTER, k.NONE, prog)
+
+    def _program(self, code: bytes) -> Data:
+        """Return a struct sock_fprog."""
+        length = len(code) // 8
+        instructions = self.program.data(code, f"<{length} instructions>")
+        return self.program.data(pack("<H6xQ", length, 0), f"{{{length}, <filter>}}", ((8, instructions),))
 
     def _verify(self) -> None:
         program = self.program
@@ -670,7 +720,7 @@ class _Compiler:
         mask = _CHECK_CAPABILITIES | _CHECK_SECUREBITS | _CHECK_NO_NEW_PRIVS
         if self.new_user:
             mask |= _CHECK_IDS
-        if self.caller.privileged:
+        if drops_groups(self.spec, self.caller):
             mask |= _CHECK_GROUPS
         keep = self.spec.keep
         sets = (keep, keep, keep, keep, self.spec.ambient)
@@ -717,7 +767,7 @@ def filter_of(spec: Spec, caller: Caller) -> "Filter":
 
 def _may_set_ids(spec: Spec, caller: Caller) -> bool:
     """Say whether set-id bits do no harm: with root's own id mapped, they would be root's on the host."""
-    return not (spec.host_root and caller.uid == 0)
+    return not ((spec.host_root and caller.uid == 0) or lands_as_root(spec, caller))
 
 
 def compile_plan(spec: Spec, caller: Caller, variant: Variant) -> Compiled:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from errno import EPERM, ETIMEDOUT, errorcode
 from typing import Final, Literal, NamedTuple
 
-from sandbox import causes, facts, host_ids, probes
+from sandbox import causes, facts, host_ids, identity, probes
 from sandbox.builder import Sandbox
 from sandbox.causes import Cause
 from sandbox.cgroups import hierarchy
@@ -155,9 +155,9 @@ def _identity(rows: dict[str, Row]) -> Identity:
     detail = "the caller's own"
     key, title, use = "identity", "id on the host", "run"
     try:
-        privileged = host_ids.caller(Spec()).privileged
+        privileged = identity.caller(Spec()).privileged
         if privileged:
-            ids = host_ids.host_ids()
+            ids = host_ids.own_space().single
             uid = gid = ids[-1]
             detail = f"one of {ids[0]} to {ids[-1]}"
     except UnsupportedError as error:

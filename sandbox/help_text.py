@@ -79,6 +79,9 @@ _END: Final[dict[Subcommand, str]] = {
 **More words after a value**
   --bind SRC:DST:optional,noexec,dev    skip a missing SRC; forbid programs on
                                         it; let device nodes on it work
+  --bind SRC:DST:owner=1000             what is written there is that user's;
+                                        SRC's owner when left out. Root's only
+                                        when said, as owner=0
   --bind SRC::optional                  the same without a DST
   --tmpfs DST:64M,mode=1777,inodes=100,noexec
   --proc=/proc:hidepid,subset=pid       --dev=/dev:shm=64M

@@ -2,6 +2,7 @@
 
 import errno as e
 import os
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,50 @@ def _execve(program: str, path: str, number: int) -> str | None:
     if number == e.ETXTBSY:
         return "somebody has the program open for writing"
     return None
+
+
+# File systems that a mount can have an id map on, as of Linux 6.18; FUSE's server has a say in it.
+_IDMAPPED = frozenset({
+    "bcachefs", "btrfs", "ceph", "erofs", "ext2", "ext3", "ext4", "f2fs", "fuse", "fuseblk", "hugetlbfs", "msdos",
+    "ntfs3", "ramfs", "squashfs", "tmpfs", "vfat", "virtiofs", "xfs", "zfs",
+})  # fmt: skip
+
+
+def _idmap(origin: str, number: int) -> str | None:
+    """Name the mount that cannot have an id map: that of the source, or one below it."""
+    if number == e.EPERM:
+        return (
+            "a mount that has an id map already, or whose file system belongs to another user namespace (that of the"
+            " host, where root is a container's), cannot have this one: bind_readonly(), or user(host_root=True)"
+        )
+    if number != e.EINVAL:
+        return None
+    quoted = re.search(r'\("((?:[^"\\]|\\.)*)"', origin)
+    if quoted is None:
+        return None
+    source = os.path.realpath(re.sub(r"\\(.)", r"\1", quoted[1]))
+    below, above = [], ("/", "rootfs")
+    try:
+        with open("/proc/self/mountinfo") as stream:
+            for line in stream:
+                left, _, right = line.partition(" - ")
+                point, kind = _unescaped(left.split(" ")[4]), right.split(" ")[0]
+                if point.startswith(source.rstrip("/") + "/"):
+                    below.append((point, kind))
+                elif (source + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(above[0]):
+                    above = point, kind
+    except OSError:
+        return None
+    found = [mount for mount in (above, *below) if mount[1] not in _IDMAPPED] or [above, *below]
+    names = " and ".join(f"the {kind} file system at {point}" for point, kind in found[:3])
+    return (
+        f"root's writable binds have an id map, which {names} cannot have: bind a directory of another file system,"
+        " without that one below it; or bind_readonly(); or user(host_root=True), which needs none"
+    )
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
 
 
 _BY_CALL: dict[tuple[str, int], str] = {
@@ -67,6 +112,11 @@ _BY_CALL: dict[tuple[str, int], str] = {
     ("prlimit64", e.EINVAL): "the kernel takes no more open files than fs.nr_open says",
     ("write_proc_self", e.ERANGE): "the clock would be before the boot, or more than 146 years after it",
     ("become_payload", e.EPIPE): "the process that watches over the sandbox was killed from outside",
+    ("user_namespace", e.EPERM): (
+        "the id map of a mount was refused: root needs CAP_SETFCAP to map id 0, and a security module may forbid it"
+    ),
+    ("user_namespace", e.EINVAL): "the owner's id is none of the caller's user namespace: see /proc/self/uid_map",
+    ("await_maps", e.EPIPE): "the process that launched ended meanwhile",
     ("sethostname", e.EPERM): "the host name belongs to the caller's uts namespace, which is shared",
     ("setgroups", e.EPERM): "the groups cannot be dropped in this user namespace",
     ("keyctl", e.EDQUOT): "the caller's quota of kernel keys is used up (kernel.keys.maxkeys)",
@@ -99,6 +149,10 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
             return "the kernel was built without one of these namespaces"
     if call in {"clone", "launch", "fork_payload", "execve"} and number == e.EAGAIN:
         return "the limit on processes is reached: RLIMIT_NPROC, kernel.pid_max or pids.max of the control group"
+    if call == "mount_setattr" and "MOUNT_ATTR_IDMAP" in repr(args[3:4]):
+        hint = _idmap(origin, number)
+        if hint is not None:
+            return hint
     if call == "execve":
         return _execve(str(args[0]), str(args[1]), number)
     if origin == "pty":

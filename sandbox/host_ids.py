@@ -1,112 +1,119 @@
-"""Whose id a sandbox has on the host: the caller's own, or one that nobody else has.
-
-Root never gives away its own: it chooses an id that no other sandbox has, and holds it by an abstract socket.
-"""
+"""Ids of the host for one sandbox alone, each held by a socket that PID 1 keeps: gone with the last process."""
 
 import errno
 import os
-from typing import Final
+from typing import Final, NamedTuple
 
 from sandbox import launch
-from sandbox.compiler import Caller, Spec
 from sandbox.errors import UnsupportedError
+from sandbox.identity import MAX_COUNT, mapped_ids
 
 # Numbers that nobody hands out to people or containers: systemd's documentation lists them as unused.
-_HOST_IDS: Final = range(1_879_048_192, 2_147_483_647)
+_UNUSED: Final = range(0x70000000, 0x7FFFFFFF)
+# So many ids of a user namespace are left to its own users at least.
+_LEAST: Final = 2000
+_TRIES: Final = 1000
 
 
-def caller(spec: Spec) -> Caller:
-    """Return who launches.
+class Space(NamedTuple):
+    """Which ids are given away.
+
+    Args:
+        single: One at a time.
+        blocks: The first of each range; ranges are as long as the step.
+    """
+
+    single: range
+    blocks: range
+
+
+def space_of(uids: list[tuple[int, int]], gids: list[tuple[int, int]]) -> Space:
+    """Choose the ids to give away from those that a user namespace has.
+
+    Where it has the numbers that nobody uses, those; otherwise the upper half of what it has, a quarter of that for
+    sandboxes with one id. All who share the namespace must come to the same result.
 
     Raises:
-        UnsupportedError: Root without the capabilities of root, who would map host uid 0.
+        UnsupportedError: It has too few.
     """
-    uid, gid = os.geteuid(), os.getegid()
-    if uid != 0:
-        kept = set(os.getgroups()) - {gid}
-        if spec.strict_groups and kept:
-            raise UnsupportedError(
-                'user(groups="strict")',
-                needed="CAP_SETGID in the caller's user namespace, to drop its supplementary groups",
-                found=f"an unprivileged caller in the groups {', '.join(map(str, sorted(kept)))}",
-                fix="launch as root, or from a process without supplementary groups",
-                errno=errno.EPERM,
-            )
-        return Caller(uid, gid, privileged=False)
-    from sandbox.primitives.capabilities import Capability, capget
-
-    needed = Capability.SETUID.mask | Capability.SETGID.mask | Capability.SYS_ADMIN.mask
-    if needed & ~capget().effective:
-        if spec.host_root:
-            return Caller(uid, gid, privileged=False)
+    both = [
+        range(max(a, b), min(a + m, b + n)) for a, m in uids for b, n in gids if max(a, b) < min(a + m, b + n)
+    ]  # fmt: skip
+    widest = max(both, key=len, default=range(0))
+    if widest.start <= _UNUSED.start and _UNUSED.stop <= widest.stop:
+        middle = (_UNUSED.start + _UNUSED.stop + 1) // 2
+        return Space(range(_UNUSED.start, middle), range(middle, _UNUSED.stop - MAX_COUNT + 1, MAX_COUNT))
+    if len(widest) < _LEAST:
         from sandbox.causes import cause
 
         raise UnsupportedError(
-            "a sandbox launched by uid 0 without root's capabilities",
-            needed="CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, to give the sandbox another host uid than 0",
-            found=cause("capabilities"),
+            "a fresh host uid for the sandbox",
+            needed=f"at least {_LEAST} ids that both /proc/self/uid_map and gid_map have",
+            found=cause("few-ids", last=widest.stop - 1),
             errno=errno.EPERM,
         )
-    if spec.host_root and _setgroups_denied():
-        return Caller(uid, gid, privileged=False)
-    return Caller(uid, gid, privileged=True)
+    # The last two: of 65536 ids the second to last is nobody.
+    start, end = widest.start + len(widest) // 2, widest.stop - 2
+    quarter = (end - start) // 4
+    size = min(quarter, MAX_COUNT)
+    return Space(range(start, start + quarter), range(start + quarter, end - size + 1, size))
 
 
-def _setgroups_denied() -> bool:
-    """Say whether this user namespace was made by an unprivileged user, as that of a rootless container."""
-    with open("/proc/self/setgroups") as stream:
-        return stream.read() == "deny\n"
-
-
+_space: tuple[int, Space] | None = None
 # Where to begin: not where another process of this host begins.
-_next_id = int.from_bytes(os.urandom(4), "little") >> 5
+_next = int.from_bytes(os.urandom(4), "little") >> 5
 
 
-def host_ids() -> range:
-    """Return the ids to choose from: all of this user namespace's when it has fewer than the usual ones."""
-    from sandbox.causes import cause
-    from sandbox.facts import last_id
+def own_space() -> Space:
+    """Return the ids that this process gives away."""
+    global _space
+    pid = os.getpid()
+    if _space is None or _space[0] != pid:
+        try:
+            maps = mapped_ids("uid_map"), mapped_ids("gid_map")
+        except FileNotFoundError:
+            from sandbox.causes import cause
 
-    last = last_id()
-    if last is None:
+            raise UnsupportedError(
+                "a fresh host uid for the sandbox",
+                needed="/proc/self/uid_map, to know which ids there are",
+                found=cause("proc-missing"),
+                errno=errno.ENOENT,
+            ) from None
+        _space = pid, space_of(*maps)
+    return _space[1]
+
+
+def claim(count: int | None) -> tuple[int, int]:
+    """Choose ids that no other sandbox on this host has now; return the first with the socket that holds them.
+
+    Args:
+        count: Of a range; None: one id.
+
+    Raises:
+        UnsupportedError: There are not so many, or none is free.
+    """
+    global _next
+    space = own_space()
+    ids, name = (space.single, "uid") if count is None else (space.blocks, "ids")
+    if count is not None and count > ids.step:
         raise UnsupportedError(
-            "a fresh host uid for the sandbox",
-            needed="/proc/self/uid_map, to know which ids there are",
-            found=cause("proc-missing"),
-            errno=errno.ENOENT,
-        )
-    end = last + 1
-    if end > _HOST_IDS.stop:
-        return _HOST_IDS
-    if end < 2000:
-        raise UnsupportedError(
-            "a fresh host uid for the sandbox",
-            needed="a range of ids in /proc/self/uid_map and gid_map",
-            found=cause("few-ids", last=end - 1),
+            f"id_ranges({count})",
+            needed=f"{count} ids of this user namespace for the sandbox alone",
+            found=f"ranges of {ids.step}: the namespace is small, see /proc/self/uid_map",
+            fix=f"say id_ranges({ids.step}), or give the outer container more ids",
             errno=errno.EPERM,
         )
-    return range(end // 2, end - 1)
-
-
-def claim_host_id() -> tuple[int, int]:
-    """Choose an id that no other sandbox on this host has now; return it with the socket that holds it."""
-    global _next_id
-    ids = _host_ids_cached()
-    for _ in range(1000):
-        _next_id += 1
-        number = ids[_next_id % len(ids)]
-        fd = launch.claim(f"sandbox-uid-{number}")
+    for _ in range(min(_TRIES, len(ids))):
+        _next += 1
+        number = ids[_next % len(ids)]
+        fd = launch.claim(f"sandbox-{name}-{number}")
         if fd is not None:
             return number, fd
-    raise UnsupportedError("a fresh host uid", needed="a free one", found="a thousand in a row are taken")
-
-
-_ids: tuple[int, range] | None = None
-
-
-def _host_ids_cached() -> range:
-    global _ids
-    pid = os.getpid()
-    if _ids is None or _ids[0] != pid:
-        _ids = pid, host_ids()
-    return _ids[1]
+    raise UnsupportedError(
+        "a fresh host uid" if count is None else f"id_ranges({count})",
+        needed="ids that no other sandbox has",
+        found=f"all of {min(_TRIES, len(ids))} that were tried are taken",
+        fix="wait until another sandbox has ended",
+        errno=errno.EAGAIN,
+    )

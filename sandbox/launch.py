@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sandbox._native import ffi, lib
@@ -21,11 +21,13 @@ from sandbox.hints import hint_for
 from sandbox.plan import SLOTS_OFFSET, TAG_TERMINAL, Command, Template
 from sandbox.records import (
     Q_JOINED,
+    Q_MAPPED,
     R_ENDED,
     R_FAILED,
     R_FD,
     R_HELD,
     R_INIT,
+    R_MAP_IDS,
     R_STARTED,
     Record,
     parse_record,
@@ -269,11 +271,20 @@ class Setup:
     Not waiting for anything by itself, it serves the blocking launch and the asyncio one alike.
     """
 
-    def __init__(self, template: Template, command: Command, *, listens: bool = False, held: bool = False) -> None:
+    def __init__(
+        self,
+        template: Template,
+        command: Command,
+        *,
+        listens: bool = False,
+        held: bool = False,
+        map_ids: Callable[[int], None] | None = None,
+    ) -> None:
         self._template = template
         self._command = command
         # Who is held installs his filter later.
         self._listens = listens and not held
+        self._map_ids = map_ids
         self._builds = not template.plan.segments[2]
         # Stage 1 stays and is what there is to wait for; PID 1 is the payload, and not our child.
         stage = template.plan.segments[0]
@@ -320,6 +331,10 @@ class Setup:
         elif record.type in {R_STARTED, R_HELD}:
             self.identity = record.body
             self.started = True
+        elif record.type == R_MAP_IDS and self._map_ids is not None:
+            # PID 1, which waits: a child that nobody has reaped, so the number is its own.
+            self._map_ids(record.value)
+            self.control.send(request(Q_MAPPED))
         elif record.type == R_ENDED:
             self.ended = record
         elif record.type == R_FD and record.value == TAG_TERMINAL and record.fds:

@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sandbox import host, launch
 from sandbox.compiler import (
-    Caller,
     Compiled,
     Spec,
     Variant,
     compile_plan,
     compile_tree,
     filter_of,
-    inside_ids,
     notifies,
 )
 from sandbox.errors import FilterError, SetupError
 from sandbox.exchange import Budget
-from sandbox.host_ids import caller, claim_host_id
+from sandbox.host_ids import claim
+from sandbox.identity import Caller, caller, fresh, id_mapper, inside_ids, owners, values
 from sandbox.launch import Setup
 from sandbox.limits import asks_group
 from sandbox.plan import Command, Plan, Template, candidates
@@ -52,13 +51,16 @@ class _Ready:
 class _Cache:
     """What was compiled of one Sandbox for one caller."""
 
-    __slots__ = ("env", "gid", "grouped", "inside", "ready", "stamp", "uid", "who")
+    __slots__ = ("env", "fresh", "gid", "grouped", "inside", "map_ids", "owners", "ready", "stamp", "uid", "who")
 
     def __init__(self, spec: Spec, uid: int, gid: int, stamp: int) -> None:
         self.uid, self.gid, self.stamp = uid, gid, stamp
         self.grouped = bool(asks_group(spec.limits))
         self.who = caller(spec)
+        self.fresh = fresh(spec, self.who)
         self.inside = inside_ids(spec, self.who)
+        self.owners = owners(spec, self.who)
+        self.map_ids = id_mapper(spec, self.who)
         self.env = Environment(dict(spec.env))
         # How often a variant was launched, then what serves it from the second time on.
         self.ready: dict[Variant, _Ready | None] = {}
@@ -205,7 +207,13 @@ class Launcher:
         except OSError as error:
             raise launch.explained(error) from None
         compiled = prepared.compiled
-        setup = Setup(prepared.template, prepared.command, listens=compiled.listens, held=order.hold)
+        setup = Setup(
+            prepared.template,
+            prepared.command,
+            listens=compiled.listens,
+            held=order.hold,
+            map_ids=prepared.cache.map_ids,
+        )
         try:
             launch.run(setup, prepared.slots)
         except SetupError as error:
@@ -262,7 +270,13 @@ class Launcher:
             )
         cache = self._cache
         uid, gid, stamp = os.geteuid(), os.getegid(), host.stamp()
-        if cache is None or cache.uid != uid or cache.gid != gid or cache.stamp != stamp:
+        if (
+            cache is None
+            or cache.uid != uid
+            or cache.gid != gid
+            or cache.stamp != stamp
+            or (cache.owners and cache.owners != owners(spec, cache.who))
+        ):
             cache = self._cache = _Cache(spec, uid, gid, stamp)
         variables = cache.env if order.env is None else order.env
         extra = order.fds
@@ -286,11 +300,13 @@ class Launcher:
                 slots[slot.number] = extra[number]
             if compiled.tree_slot is not None:
                 slots[compiled.tree_slot.number] = tree
-            if cache.who.privileged and not spec.host_root:
-                uid, claimed = claim_host_id()
+            first = 0
+            if cache.fresh:
+                first, claimed = claim(spec.id_ranges)
                 ours.append(claimed)
-                gid = uid
                 slots[2] = claimed
+            (uid, gid), filled = values(spec, cache.who, cache.inside, compiled.idmaps, first)
+            if cache.fresh:
                 streams.give_pipes(uid, gid)
             if chosen is not None:
                 compiled = _lacking(compiled, chosen.missing)
@@ -307,15 +323,9 @@ class Launcher:
             if group is not None:
                 group.remove()
             raise
-        inside_uid, inside_gid = cache.inside
-        values: tuple[tuple[str, int | bytes], ...] = (
-            ("uid_map", b"%d %d 1\n" % (inside_uid, uid)),
-            ("gid_map", b"%d %d 1\n" % (inside_gid, gid)),
-            ("host_uid", uid),
-            ("host_gid", gid),
-            *order.pty,
+        command = Command(
+            order.argv, variables.encoded, candidates(order.program, variables.path), (*filled, *order.pty)
         )
-        command = Command(order.argv, variables.encoded, candidates(order.program, variables.path), values)
         return Prepared(cache, variant, compiled, template, command, slots, ours, group)
 
     def failed(self, prepared: Prepared, error: SetupError) -> None:

@@ -152,7 +152,7 @@ def number(text: str, what: str, base: int = 10) -> int:
 def _bind(method: Literal["bind", "bind_readonly"]) -> Callable[[Draft, str], None]:
     def apply(draft: Draft, value: str) -> None:
         source, target, words = fields(value, 3)
-        flags = _flags(words, ("optional", "noexec", "dev"))
+        flags = _flags(words, ("optional", "noexec", "dev", "owner="))
         bind = getattr(draft.box, method)
         draft.box = bind(
             source,
@@ -160,6 +160,7 @@ def _bind(method: Literal["bind", "bind_readonly"]) -> Callable[[Draft, str], No
             optional="optional" in flags,
             exec="noexec" not in flags,
             dev="dev" in flags,
+            owner=number(flags["owner"], "owner") if "owner" in flags else None,
         )
 
     return apply
@@ -236,6 +237,10 @@ def _user(draft: Draft, value: str) -> None:
     uid, colon, gid = value.partition(":")
     draft.user["uid"] = number(uid, "UID")
     draft.user["gid"] = number(gid, "GID") if colon else None
+
+
+def _id_ranges(draft: Draft, value: str) -> None:
+    draft.box = draft.box.id_ranges(number(value, "the count")) if value else draft.box.id_ranges()
 
 
 def _env(draft: Draft, value: str) -> None:
@@ -360,6 +365,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
         "Identity and namespaces",
         (
             Option("--user", "UID[:GID]", "who the command sees itself as", _user),
+            Option("--id-ranges", "[=COUNT]", "many ids inside, by newuidmap or as root", _id_ranges),
             Option("--host-root", "", "let root's own id be mapped", _set(host_root=True)),
             Option("--strict-groups", "", "fail where groups cannot be dropped", _set(groups="strict")),
             Option("--hostname", "NAME", "host name", _method("hostname")),

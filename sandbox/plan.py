@@ -40,7 +40,7 @@ OPERATIONS: Final = (
     "clone", "write_proc", "release", "await_release", "check", "drop_bounding_set", "check_lifeline",
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
     "seccomp_listen", "write_proc_self", "join_cgroup", "thaw_with", "wall_time", "limit_cpu", "join_group", "stay",
-    "become_payload", "read_limits", "listen_pid",
+    "become_payload", "read_limits", "listen_pid", "user_namespace", "await_maps",
 )  # fmt: skip
 _NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
 

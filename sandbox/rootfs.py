@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from sandbox import kernel as k
 from sandbox.kernel import Flag
-from sandbox.plan import Data, Program, Ref
+from sandbox.plan import Data, Late, Program, Ref
 
 _READONLY_SYSTEM: Final = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
 _DEVICE: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
@@ -56,10 +56,18 @@ class Symlink(NamedTuple):
     origin: str = ""
 
 
+class Owner(NamedTuple):
+    """Who the payload is on a mount: a user and a group of its file system."""
+
+    uid: int
+    gid: int
+
+
 class Bind(NamedTuple):
     """A bind mount of a host path, recursive; `attributes` are added to those of the source.
 
-    `system` binds never differ between launches and belong to the tree.
+    `system` binds never differ between launches and belong to the tree. `owner` is what the caller says, `idmap` what
+    follows from it: the mount gets an id map.
     """
 
     source: str
@@ -69,6 +77,8 @@ class Bind(NamedTuple):
     is_file: bool = False
     system: bool = False
     origin: str = ""
+    owner: int | None = None
+    idmap: Owner | None = None
 
 
 class Filesystem(NamedTuple):
@@ -102,6 +112,7 @@ class Root(NamedTuple):
     source: str
     readonly: bool = True
     origin: str = ""
+    idmap: Owner | None = None
 
 
 Entry: TypeAlias = Dir | File | Symlink | Bind | Filesystem | Mask | Readonly | Root
@@ -270,18 +281,33 @@ def _name_of(path: str) -> str:
     return path.strip("/").replace("/", "_").replace(".", "_").replace("-", "_") or "root"
 
 
+def verified_proc(program: Program) -> Ref:
+    """Open the caller's /proc: id maps are written to a real procfs or not at all."""
+    proc = program.call("openat", k.AT_FDCWD, "/proc", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, name="proc")
+    status = program.data(bytes(120), "status")
+    program.call("fstatfs", proc, status)
+    program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
+    return proc
+
+
 class Writer:
     """Writes the steps of a layout into a program.
 
     Args:
         program: Where the steps go.
         source_segment: Who opens the sources of binds: stage 1 for root, whose PID 1 has given its uid up.
+
+    Attributes:
+        proc: The caller's /proc, where stage 1 has opened it.
+        idmaps: Whose id maps the launch has to bring, in this order: `uid_map_0`, `gid_map_0`, `uid_map_1` ...
     """
 
     def __init__(self, program: Program, source_segment: Literal["stage", "init"]) -> None:
         self.program = program
         self.source_segment = source_segment
         self.root: Ref | None = None
+        self.proc: Ref | None = None
+        self.idmaps: dict[Owner, Data] = {}
 
     # The tree, which is the same at every launch.
 
@@ -338,6 +364,8 @@ class Writer:
         missing = (ENOENT,) if bind.optional else ()
         name = _name_of(bind.target)
         inline = self.source_segment == home
+        idmap = None if bind.idmap is None else self._idmap(bind.idmap)
+        attributed = 1 if idmap is None else 2
         mount = program.call(
             "open_tree",
             k.AT_FDCWD,
@@ -345,8 +373,10 @@ class Writer:
             k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE,
             name=name,
             tolerate=missing,
-            skip=(1 + optional_skip if inline else 1) if bind.optional else 0,
+            skip=(attributed + optional_skip if inline else attributed) if bind.optional else 0,
         )
+        if idmap is not None:
+            program.call("mount_setattr", mount, "", k.AT_EMPTY_PATH | k.AT_RECURSIVE, idmap, 32)
         program.call(
             "mount_setattr",
             mount,
@@ -361,6 +391,24 @@ class Writer:
             program.call("fcntl", mount, 1, tolerate=(9,), skip=optional_skip)
         return mount
 
+    def _idmap(self, owner: Owner) -> Data:
+        """Make the user namespace that a mount takes its id map from; return what mount_setattr gets."""
+        program = self.program
+        known = self.idmaps.get(owner)
+        if known is not None:
+            return known
+        if self.proc is None:
+            self.proc = verified_proc(program)
+        who = f"owner_{owner.uid}_{owner.gid}"
+        text = f"{{attr_set=MOUNT_ATTR_IDMAP, userns_fd={who}}}"
+        attributes = self.idmaps[owner] = program.data(pack("<4Q", k.MOUNT_ATTR_IDMAP, 0, 0, 0), text)
+        maps = [Late(f"{name}_map_{len(self.idmaps) - 1}", pointer=True) for name in ("uid", "gid")]
+        sizes = [Late(f"{late.name}.size") for late in maps]
+        program.call(
+            "user_namespace", self.proc, maps[0], sizes[0], maps[1], sizes[1], name=who, store=(attributes, 24, 8)
+        )
+        return attributes
+
     # What every launch mounts.
 
     def rootfs(self, root: Root) -> Ref:
@@ -368,7 +416,7 @@ class Writer:
         program = self.program
         program.origin = root.origin
         attributes = _READONLY_SYSTEM if root.readonly else _PRIVATE_FS
-        mount = self._source(Bind(root.source, "/", attributes, origin=root.origin), optional_skip=0)
+        mount = self._source(Bind(root.source, "/", attributes, origin=root.origin, idmap=root.idmap), optional_skip=0)
         program.call("move_mount", mount, "", k.AT_FDCWD, "/", k.MOVE_MOUNT_F_EMPTY_PATH)
         self.root = mount
         return mount

@@ -12,7 +12,8 @@ import stat
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -35,12 +36,23 @@ def become_subreaper() -> None:
 def drop_privileges() -> None:
     """Become the unprivileged user, for ever; as login would, without root's groups."""
     os.setgroups([])
-    os.setresgid(USER_ID, USER_ID, USER_ID)
-    os.setresuid(USER_ID, USER_ID, USER_ID)
+    drop_privileges_but_groups()
+
+
+def drop_privileges_but_groups(uid: int = USER_ID) -> None:
+    """Become the unprivileged user, and stay in the groups of this process."""
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
     # The uid change made /proc/self root's own.
     _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
     os.environ["HOME"] = "/tmp"
     os.environ.pop("XDG_RUNTIME_DIR", None)
+
+
+def give_away(path: "str | os.PathLike[str]") -> None:
+    """Make the unprivileged user the owner, where root runs the test: what root binds writable must not be its own."""
+    if os.geteuid() == 0:
+        os.chown(path, USER_ID, USER_ID, follow_symlinks=False)
 
 
 def _closed_ancestor(path: str) -> str | None:
@@ -320,6 +332,36 @@ def enter_namespaces(flags: int) -> None:
                 stream.write(text)
     if flags & kernel.CLONE_NEWNS:
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+
+
+@contextmanager
+def user_namespace(uid_map: str, gid_map: str | None = None) -> Iterator[int]:
+    """Make a user namespace with these maps; yield the pid of a process in it that does nothing."""
+    from sandbox import primitives as kernel
+
+    gate, held = os.pipe()
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(held)
+            kernel.unshare(kernel.CLONE_NEWUSER)
+            os.write(told, b"x")
+            os.read(gate, 1)
+        finally:
+            os._exit(0)
+    os.close(told)
+    os.close(gate)
+    try:
+        assert os.read(ready, 1) == b"x", "no user namespace could be made"
+        for name, text in (("uid_map", uid_map), ("gid_map", uid_map if gid_map is None else gid_map)):
+            with open(f"/proc/{pid}/{name}", "w") as stream:
+                stream.write(text)
+        yield pid
+    finally:
+        os.close(ready)
+        os.close(held)
+        os.waitpid(pid, 0)
 
 
 def in_child(function: "object", *args: object) -> None:

@@ -42,6 +42,18 @@ def call32(number: int, *args: int) -> int:
     return _int_80(number, *args, *([0] * (6 - len(args))))
 
 
+def low_string(text: bytes) -> int:
+    """Return the address of a string where 32-bit programs can point to."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_size_t
+    size = ctypes.c_size_t(mmap.PAGESIZE)
+    map_32bit = 0x40
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | map_32bit
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, ctypes.c_size_t(0))
+    ctypes.memmove(address, text + b"\0", len(text) + 1)
+    return address
+
+
 def repeat(number: int, count: int, *args: int) -> int:
     """Make a call `count` times; return the last result."""
     return _loop(number, count, *args, *([0] * (3 - len(args))))

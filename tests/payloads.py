@@ -5,6 +5,8 @@ import os
 import re
 from typing import Any
 
+import harness
+
 from sandbox import Sandbox
 from sandbox.filters.table import Arch, calls, machine
 
@@ -63,6 +65,7 @@ def status(name: str, pid: int | str = "self") -> str:
 
 
 def ours(path: "os.PathLike[str]") -> "os.PathLike[str]":
-    """Let everybody reach and write a directory: what root binds belongs to nobody inside."""
+    """Let everybody reach and write a directory, which the payload owns."""
+    harness.give_away(path)
     os.chmod(path, 0o777)
     return path

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from errno import EACCES, EINVAL, EIO, ELOOP, EMFILE, ENOENT, ENOMEM, ENOSPC, EPERM, EPIPE
@@ -103,7 +103,7 @@ def text_of(path: str) -> str:
 def abstract_claims() -> set[str]:
     """Return the host ids that sandboxes hold at this moment, of every process of the host."""
     with open("/proc/net/unix") as stream:
-        return {line.split()[-1] for line in stream if "@sandbox-uid-" in line}
+        return {line.split()[-1] for line in stream if "@sandbox-uid-" in line or "@sandbox-ids-" in line}
 
 
 def claims_end(claims: set[str]) -> bool:
@@ -142,3 +142,10 @@ def reap_all(seconds: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.002)
+
+
+def without(plan: Plan, unwanted: Callable[[Call], bool]) -> Plan:
+    """Return the plan without some steps: a layer that is off, for a control."""
+    segments = tuple(tuple(call for call in segment if not unwanted(call)) for segment in plan.segments)
+    assert segments != plan.segments
+    return replace(plan, segments=segments)

@@ -58,6 +58,8 @@ void unmap_plan(struct plan *mapped);
 void run_segment(enum segment which);
 long join_cgroup(int group, long pid);
 _Noreturn void fail(enum segment which, int step, int error, const char *text);
+long open_proc(int proc, uint64_t pid, const char *name, int flags);
+long write_proc(int proc, uint64_t pid, const char *name, const char *text, size_t size);
 
 /* channel.c */
 int send_record(int channel, struct record *record, const int *fds, int count);
@@ -108,6 +110,10 @@ void serve(void);
 
 /* listen.c */
 long install_listening(unsigned flags, const void *program);
+
+/* userns.c */
+long make_user_namespace(int proc, const char *const *maps, const size_t *sizes);
+long await_maps(int channel, long pid);
 
 /* verify.c */
 long verify(const struct identity *expected, unsigned mask, char *text);

@@ -55,6 +55,8 @@ enum native {
     OP_BECOME,      /* (): PID 1 itself is the payload: it runs the last segment */
     OP_READ_LIMITS, /* (): read the resource limits again, which the self-check has read before */
     OP_LISTEN_PID,  /* (envp): write this process's pid into LISTEN_PID=, where there is room for it */
+    OP_USER_NAMESPACE, /* (proc fd, uid map, size, gid map, size): a user namespace with these maps; its fd */
+    OP_AWAIT_MAPS,     /* (pid): let the launcher write the id maps of that process */
     NATIVE_END,
 };
 
@@ -106,6 +108,7 @@ enum record_type {
     R_ENDED,     /* value: wait status; error: ETIME when the time was up; body: end */
     R_FD,        /* value: tag; with the descriptor */
     R_REFUSED,   /* error: a request that could not be served */
+    R_MAP_IDS,   /* value: a pid whose id maps the launcher has to write, and then says Q_MAPPED */
     Q_KILL = 64, /* kill everything, reap, report, exit */
     Q_RELEASE,   /* let the held payload go on */
     Q_DETACH,    /* forget the lifeline */
@@ -114,6 +117,7 @@ enum record_type {
     Q_SIGNAL,    /* value: signal for payload `id` */
     Q_PIDFD,     /* the pidfd of payload `id`; answered by R_FD */
     Q_JOINED,    /* PID 1 is in the launcher's process group */
+    Q_MAPPED,    /* the answer to R_MAP_IDS */
 };
 
 enum { LIMITS = 5 }; /* cpu_time, file_size, stack, core, open_files: RLIMITS of sandbox/limits.py */

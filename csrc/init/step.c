@@ -142,7 +142,7 @@ static char *put_number(char *end, uint64_t value)
 }
 
 /* pid 0: of this very process. */
-static long write_proc(int proc, uint64_t pid, const char *name, const char *text, size_t size)
+long open_proc(int proc, uint64_t pid, const char *name, int flags)
 {
     char path[64], digits[24], *to = path;
     char *from = put_number(digits + sizeof digits, pid);
@@ -158,7 +158,13 @@ static long write_proc(int proc, uint64_t pid, const char *name, const char *tex
     while (*name && to < path + sizeof path - 1)
         *to++ = *name++;
     *to = 0;
-    long fd = call4(__NR_openat, proc, path, O_WRONLY | O_CLOEXEC, 0);
+    return call4(__NR_openat, proc, path, flags, 0);
+}
+
+long write_proc(int proc, uint64_t pid, const char *name, const char *text, size_t size)
+{
+    long fd = open_proc(proc, pid, name, O_WRONLY | O_CLOEXEC);
+
     if (fd < 0)
         return fd;
     long written = call3(__NR_write, fd, text, size);
@@ -358,6 +364,13 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
                                        : -E_FAULT;
     case OP_LISTEN_PID:
         return data(a[0], 8) ? put_listen_pid((char *const *)a[0]) : -E_FAULT;
+    case OP_USER_NAMESPACE: {
+        const char *const maps[] = {data(a[1], a[2]), data(a[3], a[4])};
+        const size_t sizes[] = {a[2], a[4]};
+        return maps[0] && maps[1] ? make_user_namespace((int)a[0], maps, sizes) : -E_FAULT;
+    }
+    case OP_AWAIT_MAPS:
+        return await_maps(plan->slot[SLOT_CONTROL], (long)a[0]);
     case OP_SKIP:
         return -E_AGAIN;
     case OP_JOIN_CGROUP:

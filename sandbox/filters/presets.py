@@ -125,7 +125,14 @@ _NO_SETID: Final = (
       for call, flags in (("open", 1), ("openat", 2))),
     # Its mode is in memory; C libraries then use openat.
     _deny("openat2", action=_ENOSYS),
+    # File capabilities are set-id bits of another kind. A name is in memory, and in a user namespace of its own anybody
+    # may set them: so no attribute at all, as on a file system without.
+    _deny("setxattr", "lsetxattr", "fsetxattr", "setxattrat", action=Errno("EOPNOTSUPP")),
 )  # fmt: skip
+
+# Beside a filter that allows anything: what else makes files passes by a filter, or brings them from elsewhere. An
+# overlay copies a file up with its owner and its bits.
+_GUARD: Final = (*_NO_SETID, _deny("@io-uring", "mount", "fsopen"))
 
 
 def default(*, nesting: bool, setid: bool) -> Preset:
@@ -136,6 +143,22 @@ def default(*, nesting: bool, setid: bool) -> Preset:
     if not setid:
         rules, options, stored = rules + _NO_SETID, [*options, "setid=False"], stored + "-nosetid"
     return Preset(f"Filter.default({', '.join(options)})", _EPERM, _ENOSYS, rules, stored)
+
+
+def guard() -> Preset:
+    """Return what forbids set-id files alone, for the side of another filter."""
+    return Preset("the guard against set-id files", Allow, _ENOSYS, _GUARD, "guard-nosetid")
+
+
+def guard_program() -> bytes:
+    """Return the guard's program for this machine; the package has it, or it is compiled now."""
+    from sandbox.filters.bpf import encode
+    from sandbox.filters.compiler import compile_rules
+    from sandbox.filters.table import machine
+
+    preset, arch = guard(), machine()
+    known = stored(f"{preset.stored}-{arch}")
+    return known or encode(compile_rules(preset.rules, preset.default, preset.unknown, preset.arches(arch)))
 
 
 # ── strict ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -237,7 +260,8 @@ def docker(capabilities: Iterable[str]) -> Preset:
 
 # The presets that are compiled when the package is made, by scripts/compile_presets.py, and for which machines.
 STORED: Final = tuple(
-    [default(nesting=nesting, setid=setid) for nesting in (False, True) for setid in (True, False)] + [strict()]
+    [default(nesting=nesting, setid=setid) for nesting in (False, True) for setid in (True, False)]
+    + [strict(), guard()]
 )
 STORED_MACHINES: Final[tuple[Arch, ...]] = ("x86_64", "aarch64", "riscv64")
 

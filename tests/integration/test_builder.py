@@ -295,6 +295,7 @@ def test_rootfs_is_the_whole_root(host):
     assert [] == os.listdir(host / "root/etc")
     assert [] == os.listdir(host / "root/tmp")
     (host / "root/etc").chmod(0o777)
+    harness.give_away(host / "root")
     writable = Sandbox().rootfs(host / "root", readonly=False)
     assert 0 == writable.run(["sh", "-c", "busybox touch /etc/x"], capture_output=True).returncode
     assert ["x"] == os.listdir(host / "root/etc")
@@ -442,7 +443,7 @@ def test_order_written_is_the_order_mounted(host):
 def test_nothing_is_made_on_the_host_for_a_target_below_a_bind(host):
     for box in (
         Sandbox().bind(host, "/data").tmpfs("/data/not-there"),
-        Sandbox().bind(host, "/data").bind("/usr", "/data/not-there"),
+        Sandbox().bind(host, "/data").bind_readonly("/usr", "/data/not-there"),
         Sandbox().bind_readonly(host, "/data").tmpfs("/data/not-there/deep"),
     ):
         with pytest.raises(FileNotFoundError):
@@ -484,6 +485,7 @@ def test_wrong_kinds_are_clear_errors(host):
     odd = host / "a:b,c\\d\ne"
     odd.mkdir()
     odd.chmod(0o755)
+    harness.give_away(odd)
     (odd / "x").write_text("odd")
     assert "odd" == inside(Sandbox().bind(odd, "/odd"), "open('/odd/x').read()")
 

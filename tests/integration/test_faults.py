@@ -19,6 +19,10 @@ def sandboxes(path):
     data.mkdir(exist_ok=True)
     (data / "sub").mkdir(exist_ok=True)
     (data / "file").write_text("x")
+    roots = path / "roots"
+    roots.mkdir(exist_ok=True)
+    for one in (data, data / "sub"):
+        harness.give_away(one)
     canary = Sandbox().bind(path / "canary", "/canary")
     return {
         "default": canary,
@@ -62,12 +66,18 @@ def sandboxes(path):
         .time_offset(monotonic=1)
         .user(0)
         .capabilities(["SYS_ADMIN"]),
+        "owners": canary.bind(data / "sub", "/own").bind(data, "/optional", optional=True),
+        "of root": canary.bind_readonly(data, "/hers", owner=os.getuid())
+        if os.getuid()
+        else canary.bind(roots, "/roots", owner=0).seccomp(None),
+        "many ids": canary.id_ranges() if os.getuid() == 0 else canary,
         "filter of one's own": canary.seccomp(Filter.default().deny("keyctl")),
     }
 
 
 NAMES = (
     *("default", "builder", "host network", "no network", "shared", "as root inside"),
+    *("owners", "of root", "many ids"),
     *("landlock", "capabilities", "nested", "observed", "limits", "filter of one's own"),
     *("time", "caller's session", "no init", "no init, all else"),
 )
@@ -107,6 +117,7 @@ def test_each_step_fails_in_turn_and_nothing_runs_or_stays(name, tmp_path):
     canary = tmp_path / "canary"
     canary.mkdir(mode=0o777)
     canary.chmod(0o777)
+    harness.give_away(canary)
     tmp_path.chmod(0o755)
     sandbox = sandboxes(tmp_path)[name]
     plan = sandbox.plan(RAN)
@@ -134,6 +145,7 @@ def test_each_step_of_a_root_file_system_fails_in_turn(tmp_path):
     canary = tmp_path / "canary"
     canary.mkdir()
     canary.chmod(0o777)
+    harness.give_away(canary)
     tmp_path.chmod(0o755)
     busybox = harness.find_program("busybox")
     if busybox is None:

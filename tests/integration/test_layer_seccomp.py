@@ -145,6 +145,7 @@ def test_set_id_bits_are_refused_when_roots_own_id_is_mapped(tmp_path):
     def made() -> list[int]:
         return [one.stat().st_mode & (stat.S_ISUID | stat.S_ISGID) for one in sorted(tmp_path.iterdir())]
 
+    os.chown(tmp_path, 0, 0)
     box = Sandbox().user(0, host_root=True).bind(tmp_path, "/w")
     # The positive control: asked for by name, that filter lets a set-id file of root's own appear on the host.
     assert ["ok", "ok", "ok"] == tell(box.seccomp(Filter.default()), SET_ID)

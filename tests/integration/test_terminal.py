@@ -16,7 +16,7 @@ import pytest
 
 from sandbox import DEVNULL, PIPE, Process, Sandbox, SetupError, TimeoutExpired
 from sandbox.compiler import Variant, compile_plan
-from sandbox.host_ids import caller
+from sandbox.identity import caller
 from sandbox.terminal import Terminal, values_of
 
 pytestmark = pytest.mark.needs_userns
