@@ -21,10 +21,12 @@ class Space(NamedTuple):
     Args:
         single: One at a time.
         blocks: The first of each range; ranges are as long as the step.
+        scope: Whose numbers they are: "" for those of the host.
     """
 
     single: range
     blocks: range
+    scope: str = ""
 
 
 def space_of(uids: list[tuple[int, int]], gids: list[tuple[int, int]]) -> Space:
@@ -80,7 +82,11 @@ def own_space() -> Space:
                 found=cause("proc-missing"),
                 errno=errno.ENOENT,
             ) from None
-        _space = pid, space_of(*maps)
+        space = space_of(*maps)
+        if space.single.start != _UNUSED.start:
+            # The same numbers mean other ids elsewhere, and may be claimed in the same network namespace.
+            space = space._replace(scope=f"{os.stat('/proc/self/ns/user').st_ino}-")
+        _space = pid, space
     return _space[1]
 
 
@@ -107,7 +113,7 @@ def claim(count: int | None) -> tuple[int, int]:
     for _ in range(min(_TRIES, len(ids))):
         _next += 1
         number = ids[_next % len(ids)]
-        fd = launch.claim(f"sandbox-{name}-{number}")
+        fd = launch.claim(f"sandbox-{name}-{space.scope}{number}")
         if fd is not None:
             return number, fd
     raise UnsupportedError(
