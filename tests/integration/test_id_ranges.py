@@ -101,6 +101,33 @@ def test_tree_with_shifted_ids_has_them_all(tmp_path):
 
 
 @pytest.mark.needs_root
+@pytest.mark.needs_program("dpkg", "dpkg-deb")
+def test_dpkg_unpacks_a_package_with_files_of_several_users(tmp_path):
+    tree = tmp_path / "tree"
+    for path in (tree, tree / "package", tree / "root"):
+        path.mkdir()
+        os.chown(path, 1_000_000, 1_000_000)
+    tmp_path.chmod(0o755)
+    script = """
+set -e
+cd /w
+mkdir -p package/DEBIAN package/srv root/var/lib/dpkg/updates root/var/lib/dpkg/info
+printf 'Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n' >package/DEBIAN/control
+echo text >package/srv/file
+chown 33:34 package/srv/file
+chmod 4750 package/srv/file
+dpkg-deb --build package x.deb >/dev/null
+touch root/var/lib/dpkg/status root/var/lib/dpkg/available
+dpkg --root=/w/root --force-script-chrootless --log=/dev/null --install x.deb >/dev/null
+stat -c '%u %g %a' root/srv/file
+"""
+    box = Sandbox().id_ranges().user(0).capabilities([*CAPABILITIES, "DAC_OVERRIDE", "FOWNER", "FSETID"])
+    done = box.bind(tree, "/w").run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert ("33 34 4750\n", 0) == (done.stdout, done.returncode), done.stderr
+    assert (1_000_033, 1_000_034) == (os.stat(tree / "root/srv/file").st_uid, os.stat(tree / "root/srv/file").st_gid)
+
+
+@pytest.mark.needs_root
 def test_tree_of_root_has_the_ids_that_it_says_where_root_is_named(tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
