@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Size: TypeAlias = int | str
 
+MOST_CONTENT: Final = 16 << 20  # of one file: a plan has a size
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 from sandbox import compiler
 from sandbox.arguments import (
+    MOST_CONTENT,
     Size,
     StrOrBytesPath,
     clock_offset,
@@ -24,7 +25,7 @@ from sandbox.arguments import (
     source_path,
     target_path,
 )
-from sandbox.compiler import NAMESPACES, Dev, Namespace, Spec, Variant, compile_plan
+from sandbox.compiler import NAMESPACES, Dev, FileFrom, Namespace, Python, Spec, Variant, compile_plan
 from sandbox.errors import FilterError
 from sandbox.identity import MAX_COUNT, caller, inside_ids, values
 from sandbox.kernel import (
@@ -34,12 +35,12 @@ from sandbox.kernel import (
     MOUNT_ATTR_RDONLY,
     NONE,
 )
-from sandbox.launcher import Launcher, in_groups
+from sandbox.launcher import Launcher, in_groups, is_this_python
 from sandbox.limits import asks_group, merged
 from sandbox.plan import Command, Plan, candidates
 from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
 from sandbox.runner import Args, Environment, Order, Runner, words_of
-from sandbox.streams import Streams
+from sandbox.streams import Fd, Streams, descriptor
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -123,7 +124,7 @@ class Sandbox(Runner):
     def _with(self, **changes: Any) -> Self:
         return self._of(self._spec._replace(**changes))
 
-    def _add(self, entry: Entry | Dev) -> Self:
+    def _add(self, entry: Entry | Dev | Python | FileFrom) -> Self:
         return self._with(entries=(*self._spec.entries, entry))
 
     def _launch(self, order: Order, streams: Streams) -> "Process[Any]":
@@ -331,9 +332,27 @@ class Sandbox(Runner):
             content = content.encode()
         elif not isinstance(content, bytes):
             raise TypeError(f"content must be bytes or str, not {type(content).__name__}")
-        if len(content) > 16 << 20:
+        if len(content) > MOST_CONTENT:
             raise ValueError(f"content must have at most 16 MiB, got {len(content)} bytes; bind a file instead")
         return self._add(File(where, content, file_mode(mode), f".file({quoted(where)})"))
+
+    def file_fd(self, target: StrOrBytesPath, source: Fd, *, mode: int = 0o644) -> Self:
+        """Put a file inside with what a descriptor holds, to its end: a pipe's or a file's.
+
+        Such a value does not pickle.
+
+        Args:
+            target: Path inside.
+            source: The descriptor, or what has a fileno(). It is read once, at the first launch, and stays the
+                caller's. At most 16 MiB.
+            mode: Permissions.
+        """
+        from sandbox.sources import DescriptorSource
+
+        where = target_path(target)
+        number = descriptor(source, "source")
+        origin = f".file_fd({quoted(where)}, {number})"
+        return self._add(FileFrom(where, DescriptorSource(source, origin), file_mode(mode), origin))
 
     def dir(self, target: StrOrBytesPath, *, mode: int = 0o755) -> Self:
         """Make a directory inside, and those above it.
@@ -367,6 +386,19 @@ class Sandbox(Runner):
         """Make what is visible at a path read-only, with whatever is mounted below it."""
         where = target_path(target)
         return self._add(Readonly(where, f".remount_readonly({quoted(where)})"))
+
+    def python(self) -> Self:
+        """Make the interpreter that runs this program visible, with its packages, read-only at their own paths.
+
+        That is sys.executable and the links on the way to it, sys.prefix and sys.base_prefix, the user's packages
+        (PYTHONUSERBASE is set) and what editable installs and .pth files name. The directory of the running script and
+        PYTHONPATH are not among them: bind what of those is wanted. A sandbox with the host's /usr does this by
+        itself, but for PYTHONUSERBASE, when the program is sys.executable.
+        """
+        from sandbox import interpreter
+
+        base = interpreter.user_base()
+        return (self if base is None else self.env(PYTHONUSERBASE=base))._add(Python())
 
     # ── identity, names, namespaces ──
 
@@ -664,11 +696,13 @@ class Sandbox(Runner):
             args: The command.
         """
         who = caller(self._spec)
-        variant = in_groups(self._spec, Variant())[0] if asks_group(self._spec.limits) else Variant()
-        compiled = compile_plan(self._spec, who, variant)
+        argv, program = words_of(args)
+        variant = Variant(python=is_this_python(program))
+        if asks_group(self._spec.limits):
+            variant = in_groups(self._spec, variant)[0]
+        compiled = compile_plan(self._spec, who, variant._replace(shown=True))
         # Which fresh ids they will be, the launch decides.
         _, ids = values(self._spec, who, inside_ids(self._spec, who), compiled.idmaps, _EXAMPLE)
-        argv, program = words_of(args)
         env = Environment(dict(self._spec.env))
         return replace(compiled.plan, command=Command(argv, env.encoded, candidates(program, env.path), ids))
 

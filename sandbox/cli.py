@@ -174,6 +174,8 @@ def _status(draft: Draft, process: Process[Any], status: int | None) -> int:
         return _FAILED
     if result.reason not in {Reason.EXITED, Reason.SIGNALED}:
         _complain(result.detail)
+    if result.reason is Reason.TIMEOUT:
+        return _TIMED_OUT
     return result.returncode if result.returncode >= 0 else 128 - result.returncode
 
 

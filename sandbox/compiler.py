@@ -30,10 +30,12 @@ from sandbox.rootfs import (
     DEVICE_NODES,
     Bind,
     Entry,
+    File,
     Filesystem,
     Layout,
     Owner,
     Root,
+    Symlink,
     Tree,
     Writer,
     dev,
@@ -45,6 +47,7 @@ from sandbox.rootfs import (
 if TYPE_CHECKING:
     from sandbox.filters import Filter
     from sandbox.landlock import Landlock, Ruleset
+    from sandbox.sources import DescriptorSource
 
 Namespace: TypeAlias = Literal["user", "pid", "net", "ipc", "uts", "cgroup", "time"]
 NAMESPACES: Final[tuple[Namespace, ...]] = ("user", "pid", "net", "ipc", "uts", "cgroup", "time")
@@ -80,10 +83,25 @@ class Dev(NamedTuple):
     origin: str = ""
 
 
+class Python(NamedTuple):
+    """The interpreter of this process, and its packages."""
+
+    origin: str = ".python()"
+
+
+class FileFrom(NamedTuple):
+    """A file whose content is read at the first launch."""
+
+    target: str
+    source: "DescriptorSource"
+    mode: int = 0o644
+    origin: str = ""
+
+
 class Spec(NamedTuple):
     """What a `Sandbox` says; the value behind it."""
 
-    entries: tuple[Entry | System | Dev, ...] = ()
+    entries: tuple[Entry | System | Dev | Python | FileFrom, ...] = ()
     new_namespaces: frozenset[str] = NEW_BY_DEFAULT
     loopback: bool = True
     hostname: str | None = "sandbox"
@@ -119,6 +137,8 @@ class Variant(NamedTuple):
         fds: Numbers inside beyond 0, 1 and 2, in the order of their slots.
         hold: Wait for release() before the program is executed.
         cwd: Instead of the sandbox's own.
+        python: This process's interpreter is the program.
+        shown: It is only to be looked at.
         cached_tree: Clone a tree that was built before.
         pty: A terminal of its own is the payload's input and output.
         groups: The version of each hierarchy in which it has a control group, in the order of their slots.
@@ -130,6 +150,8 @@ class Variant(NamedTuple):
     fds: tuple[int, ...] = ()
     hold: bool = False
     cwd: str | None = None
+    python: bool = False
+    shown: bool = False
     cached_tree: bool = False
     pty: bool = False
     groups: tuple[int, ...] = ()
@@ -171,8 +193,8 @@ class Compiled(NamedTuple):
     idmaps: tuple[Owner, ...]
 
 
-def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
-    """Yield the entries with the host's facts filled in."""
+def entries_of(spec: Spec, caller: Caller, *, shown: bool = False) -> Iterator[Entry]:
+    """Yield the entries with the host's facts filled in; shown: only to be looked at, nothing is read for it."""
     has_root = any(isinstance(entry, Root) for entry in spec.entries)
     uid, gid = inside_ids(spec, caller)
     # What follows the default's entries may replace the generated files.
@@ -189,6 +211,11 @@ def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
                 host_network="net" not in spec.new_namespaces,
                 origin=entry.origin,
             )
+        elif isinstance(entry, FileFrom):
+            content = entry.source.known() if shown else entry.source.content()
+            yield File(entry.target, b"<read at the first launch>" if content is None else content, *entry[2:])
+        elif isinstance(entry, Python):
+            yield from _python(spec, entry.origin)
         elif isinstance(entry, Dev):
             yield from dev(
                 entry.target,
@@ -208,13 +235,36 @@ def entries_of(spec: Spec, caller: Caller) -> Iterator[Entry]:
             yield entry
 
 
+def _python(spec: Spec, origin: str) -> Iterator[Entry]:
+    """Yield what this process's interpreter needs, but for what the sandbox shows at the same path anyway."""
+    from sandbox import interpreter
+
+    covered = [entry.target for entry in spec.entries if isinstance(entry, Bind) and entry.source == entry.target]
+    if any(isinstance(entry, System) for entry in spec.entries):
+        covered += ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"]
+    elif any(isinstance(entry, Root) for entry in spec.entries):
+        if interpreter.covers(["/usr"], interpreter.visible()[0]) and "/usr" not in covered:
+            raise ValueError("python(): this interpreter belongs to the host's /usr, and rootfs() has one of its own")
+    else:
+        yield from host.programs(origin)
+        covered += ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"]
+    attributes = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
+    for path, points_to in interpreter.missing(covered):
+        if points_to:
+            yield Symlink(points_to, path, origin)
+        else:
+            yield Bind(path, path, attributes, is_file=host.is_file(path), origin=origin)
+
+
 class _Compiler:
     def __init__(self, spec: Spec, caller: Caller, variant: Variant) -> None:
         self.spec = spec
         self.caller = caller
         self.variant = variant
         self.program = Program()
-        self.layout: Layout = sort(entries_of(spec, caller))
+        if variant.python and any(isinstance(entry, System) for entry in spec.entries):
+            spec = spec._replace(entries=(*spec.entries, Python("sys.executable")))
+        self.layout: Layout = sort(entries_of(spec, caller, shown=variant.shown))
         self.uid, self.gid = inside_ids(spec, caller)
         self.new_user = "user" in spec.new_namespaces
         # Made by stage 1, in the user namespace of the sandbox, and joined by PID 1.

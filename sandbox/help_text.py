@@ -94,8 +94,8 @@ _END: Final[dict[Subcommand, str]] = {
 **Exit status**
   that of the command; 128+N when signal N ended it; 127 when there is no such
   program, 126 when it cannot be executed; 125 when the sandbox could not be
-  made; 124 after --timeout. SIGINT, SIGTERM and SIGHUP are passed on; after a
-  second one, or 5 seconds, everything inside is ended.
+  made; 124 after --timeout or --wall-time. SIGINT, SIGTERM and SIGHUP are
+  passed on; after a second one, or 5 seconds, everything inside is ended.
 """,
     "shell": """\
 **Exit status**

@@ -3,26 +3,17 @@
 import errno as e
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from sandbox.causes import Cause
 
 
-def _execve(program: str, path: str, number: int) -> str | None:
+def _execve(program: str, path: str, number: int, inside: "tuple[str, bytes] | None") -> str | None:
     if number == e.ENOENT:
-        if "/" not in program:
-            import shutil
+        from sandbox.programs import why_not_found
 
-            found = shutil.which(program)
-            where = f"no directory of the sandbox's PATH ({path}) has it"
-        else:
-            found = program if os.path.exists(program) else None
-            where = "there is no such file inside, or the interpreter of its first line is missing"
-        if found is not None:
-            folder = os.path.dirname(os.path.realpath(found)) or "/"
-            return f'{where}; the host has {found}: make it visible with .bind_readonly("{folder}")'
-        return where
+        return why_not_found(program, path, inside)
     if number == e.EACCES:
         return "it is no executable file, or lies on a mount without exec, or its user may not run it"
     if number == e.ENOEXEC:
@@ -133,7 +124,8 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
 
     Args:
         call: Name of the system call or operation; "execve" and "launch" have arguments of their own.
-        args: Its arguments; of execve: program and the sandbox's PATH.
+        args: Its arguments; of execve: program, the sandbox's PATH, and the file that is there all the same, with its
+            beginning, or None.
         number: The errno.
         origin: The builder call that asked for it.
     """
@@ -154,7 +146,8 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         if hint is not None:
             return hint
     if call == "execve":
-        return _execve(str(args[0]), str(args[1]), number)
+        inside = cast("tuple[str, bytes] | None", args[2]) if len(args) > 2 else None
+        return _execve(str(args[0]), str(args[1]), number, inside)
     if origin == "pty":
         if number == e.ENOSPC:
             return "all pseudo-terminals of the host, or of its containers, are in use (kernel.pty.max, kernel.pty.nr)"

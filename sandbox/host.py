@@ -38,8 +38,8 @@ def is_file(path: str) -> bool:
         return False
 
 
-def system(origin: str) -> Iterator[Entry]:
-    """Yield the host's programs and the public part of its /etc, read-only."""
+def programs(origin: str) -> Iterator[Entry]:
+    """Yield the host's /usr, and the links to it."""
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         path = f"/{name}"
         if os.path.islink(path):
@@ -47,6 +47,11 @@ def system(origin: str) -> Iterator[Entry]:
         elif os.path.isdir(path):
             yield Bind(path, path, _SYSTEM, system=True, origin=origin)
     yield Bind("/usr", "/usr", _SYSTEM, system=True, origin=origin)
+
+
+def system(origin: str) -> Iterator[Entry]:
+    """Yield the host's programs and the public part of its /etc, read-only."""
+    yield from programs(origin)
     yield Dir("/etc", 0o755, origin)
     names = sorted(os.listdir("/etc"))
     for wanted in _ETC:

@@ -420,7 +420,12 @@ class Setup:
         if step.call == "execve" and command.argv:
             path = dict(v.split(b"=", 1) for v in command.env if b"=" in v).get(b"PATH", b"")
             call = f"execve({os.fsdecode(command.argv[0])!r})".replace("'", '"')
-            hint = hint_for("execve", (os.fsdecode(command.argv[0]), os.fsdecode(path)), record.error)
+            # PID 1 has looked: which candidate is there, and how it begins.
+            which, size = record.value >> 32, record.value & 0xFFFFFFFF
+            inside = None
+            if 0 < which <= len(command.candidates):
+                inside, text = (os.fsdecode(command.candidates[which - 1]), record.body[:size]), ""
+            hint = hint_for("execve", (os.fsdecode(command.argv[0]), os.fsdecode(path), inside), record.error)
             filename: str | None = os.fsdecode(command.argv[0])
         else:
             call, hint = str(step), hint_for(step.call, step.args, record.error, step.origin)

@@ -1,6 +1,7 @@
 """From what a `Sandbox` says to a launch: what was compiled of it, and root trees that are kept between launches."""
 
 import os
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
 _MAX_VARIANTS: Final = 16
 _MAX_TREES: Final = 8
 _PLAIN: Final = Variant()
+_EXECUTABLE: Final = os.fsencode(sys.executable or "")
+
+
+def is_this_python(program: bytes) -> bool:
+    """Say whether a program is this process's interpreter, and not one that every sandbox has."""
+    if not program or program != _EXECUTABLE:
+        return False
+    from sandbox import interpreter
+
+    return interpreter.is_elsewhere()
 
 
 class _Ready:
@@ -280,10 +291,11 @@ class Launcher:
             cache = self._cache = _Cache(spec, uid, gid, stamp)
         variables = cache.env if order.env is None else order.env
         extra = order.fds
-        plain = not extra and order.cwd is None and not order.pty and not order.hold
+        python = order.program == _EXECUTABLE and is_this_python(order.program)
+        plain = not extra and order.cwd is None and not order.pty and not order.hold and not python
         variant = _PLAIN
         if not plain:
-            variant = Variant(tuple(extra), hold=order.hold, cwd=order.cwd, pty=bool(order.pty))
+            variant = Variant(tuple(extra), hold=order.hold, cwd=order.cwd, pty=bool(order.pty), python=python)
         chosen = None
         if cache.grouped:
             variant, chosen = in_groups(spec, variant)

@@ -221,6 +221,13 @@ def _file(draft: Draft, value: str) -> None:
     draft.box = draft.box.file(target, data, mode=number(mode, "the mode", 8) if mode else 0o644)
 
 
+def _file_fd(draft: Draft, value: str) -> None:
+    source, target, mode = fields(value, 3)
+    if not target:
+        raise OptionError("takes FD:DST")
+    draft.box = draft.box.file_fd(target, number(source, "FD"), mode=number(mode, "the mode", 8) if mode else 0o644)
+
+
 def _dir(draft: Draft, value: str) -> None:
     target, mode = fields(value, 2)
     draft.box = draft.box.dir(target, mode=number(mode, "the mode", 8) if mode else 0o755)
@@ -292,6 +299,27 @@ def _unset_env(draft: Draft, value: str) -> None:
     draft.box = draft.box.env({value: None})
 
 
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"takes a number, got {text!r}") from None
+
+
+def _clock(draft: Draft, value: str) -> None:
+    offsets = _flags(value, ("monotonic=", "boottime="))
+    draft.box = draft.box.time_offset(**{name: _real(one) for name, one in offsets.items()})
+
+
+def _plainly(name: str, *arguments: Any) -> Callable[[Draft, str], None]:
+    """Return what calls a method of the builder with no value of the user's."""
+
+    def apply(draft: Draft, _: str) -> None:
+        draft.box = getattr(draft.box, name)(*arguments)
+
+    return apply
+
+
 def _umask(draft: Draft, value: str) -> None:
     draft.box = draft.box.umask(number(value, "the mask", 8))
 
@@ -346,6 +374,8 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--bind-readonly", "SRC[:DST]", "the same, read-only with all below it", _bind("bind_readonly")),
             Option("--tmpfs", "DST[:SIZE]", "an empty file system in memory", _tmpfs),
             Option("--file", "DST=TEXT", "a file with that text; DST=@FILE copies one", _file),
+            Option("--file-fd", "FD:DST[:MODE]", "a file with what descriptor FD holds", _file_fd),
+            Option("--python", "", "the Python that runs this command", _plainly("python")),
             Option("--dir", "DST[:MODE]", "a directory", _dir),
             Option("--symlink", "TO:DST", "a link at DST, in the order of ln -s", _symlink),
             Option("--mask", "DST", "hide what is there", _method("mask")),
@@ -373,6 +403,9 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--network", "KIND", "none, loopback (the default) or host", _method("network")),
             Option("--share", "NS[,NS]", "keep the caller's namespaces of a kind", _method("share", listed=True)),
             Option("--unshare", "NS[,NS]", "make new ones, after all", _method("unshare", listed=True)),
+            Option("--time-offset", "CLOCK=S,...", "move monotonic= or boottime= by S seconds", _clock),
+            Option("--same-session", "", "stay in the session of the terminal", _plainly("new_session", False)),
+            Option("--no-init", "", "the command itself is PID 1", _plainly("init", False)),
         ),
     ),
     (

@@ -58,6 +58,7 @@ def sandboxes(path):
         "nested": canary.user(0).capabilities(["SYS_ADMIN"], ambient=["SYS_ADMIN"]),
         "observed": canary.observe(),
         "limits": canary.limit(open_files=64, file_size="1M", stack="1M", core="1M"),
+        "python": canary.python(),
         "time": canary.time_offset(monotonic=100, boottime=-0.5),
         "caller's session": canary.new_session(False).limit(wall_time=60, cpu_time=60),
         "no init": canary.init(False).limit(wall_time=60),
@@ -79,7 +80,7 @@ NAMES = (
     *("default", "builder", "host network", "no network", "shared", "as root inside"),
     *("owners", "of root", "many ids"),
     *("landlock", "capabilities", "nested", "observed", "limits", "filter of one's own"),
-    *("time", "caller's session", "no init", "no init, all else"),
+    *("python", "time", "caller's session", "no init", "no init, all else"),
 )
 RAN = ["/bin/sh", "-c", "echo ran >/canary/ran"]
 

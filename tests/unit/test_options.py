@@ -84,6 +84,10 @@ def box_of(*words: str) -> Sandbox:
         (["--env", "A=b=c"], Sandbox().env(A="b=c")),
         (["--env", "A="], Sandbox().env(A="")),
         (["--unset-env", "LANG"], Sandbox().env(LANG=None)),
+        (["--python"], Sandbox().python()),
+        (["--time-offset", "monotonic=5,boottime=-0.5"], Sandbox().time_offset(monotonic=5, boottime=-0.5)),
+        (["--same-session"], Sandbox().new_session(False)),
+        (["--no-init"], Sandbox().init(False)),
         (["--cwd", "/tmp"], Sandbox().cwd("/tmp")),
         (["--umask", "077"], Sandbox().umask(0o077)),
     ],
@@ -104,7 +108,7 @@ def test_parse_environment_of_the_caller_is_taken_over(monkeypatch: pytest.Monke
 def test_parse_every_option_is_tested_here() -> None:
     marks = test_parse_option_is_builder_method.pytestmark  # type: ignore[attr-defined]
     tested = {word.partition("=")[0] for case in marks[0].args[1] for word in case[0] if word.startswith("--")}
-    elsewhere = {"--inherit-env", "--timeout", "--format", "--tty", "--filter-output"}
+    elsewhere = {"--file-fd", "--inherit-env", "--timeout", "--format", "--tty", "--filter-output"}
     assert options.options_of("run").keys() | options.options_of("plan").keys() == tested | elsewhere
 
 
