@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sandbox.errors import SandboxError, SetupError
+from sandbox.errors import SandboxError, SetupError, UnsupportedError
 from sandbox.options import SUBCOMMANDS, Draft, OptionError, Subcommand, parse
 from sandbox.process import Process
 from sandbox.result import Reason
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(_setup_text(error))
         if _is_exec(error):
             return _NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE
+    except UnsupportedError as error:
+        _complain(_as_options(str(error)))
     except (SandboxError, OptionError, ValueError) as error:
         _complain(str(error))
     except OSError as error:
@@ -335,8 +337,14 @@ def _as_options(text: str) -> str:
         return f"--{match[1].replace('_', '-')} {':'.join(words)}".rstrip()
 
     text = re.sub(r'\.([a-z_]+)\(((?:"(?:[^"\\]|\\.)*"|[^")])*)\)', option, text)
+    text = re.sub(r"\.?limit\(([a-z_]+)=((?:[^()]|\([^()]*\))*)\)", _limit_option, text)
     text = text.replace("pass optional=True", "append :optional (SRC:DST:optional)")
     return text.replace("user(host_root=True)", "--host-root")
+
+
+def _limit_option(match: re.Match[str]) -> str:
+    weak = " with --best-effort" if "best_effort" in match[2] else ""
+    return f"--{match[1].replace('_', '-')}{weak}"
 
 
 def _open_standard_streams() -> None:

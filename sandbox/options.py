@@ -26,6 +26,7 @@ class Draft:
         user: Keyword arguments of `Sandbox.user`, which takes them together.
         landlock: Those of `Landlock`: all such options together are one layer.
         capabilities: Those of `Sandbox.capabilities`.
+        limits: Those of `Sandbox.limit`.
         timeout: Seconds, or None.
         format: Of the plan.
         tty: The command gets a terminal of its own.
@@ -38,6 +39,7 @@ class Draft:
         self.user: dict[str, Any] = {}
         self.landlock: dict[str, Any] = {}
         self.capabilities: dict[str, list[str]] = {"keep": [], "ambient": []}
+        self.limits: dict[str, Any] = {}
         self.timeout: float | None = None
         self.format = "text"
         self.tty = False
@@ -358,6 +360,51 @@ def _capabilities(which: Literal["keep", "ambient"]) -> Callable[[Draft, str], N
     return lambda draft, value: draft.capabilities[which].extend(value.split(","))
 
 
+def _decimal(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"takes a number, got {text!r}") from None
+
+
+def _whole(text: str) -> int:
+    return number(text, "the value")
+
+
+def _processors(text: str) -> list[int]:
+    """Read numbers and ranges between commas, as the kernel writes them."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        low = number(first, "a processor")
+        high = number(last, "a processor") if dash else low
+        if not 0 <= low <= high < 1 << 16:
+            raise OptionError(f"takes processors such as 0,2-3, got {text!r}")
+        found += range(low, high + 1)
+    return found
+
+
+def _limit(name: str, read: Callable[[str], Any] = str) -> Callable[[Draft, str], None]:
+    def apply(draft: Draft, value: str) -> None:
+        draft.limits[name] = read(value)
+        # All of them together are one call; but what is wrong with one is said of that one.
+        Sandbox().limit(**{"memory": 4096, name: draft.limits[name]})
+
+    return apply
+
+
+def _io(draft: Draft, value: str) -> None:
+    word, equals, rate = value.rpartition("=")
+    if not equals:
+        raise OptionError("takes WORD=RATE or WORD:DISK=RATE, as in write:/dev/sda=10M")
+    draft.limits["io"] = {**draft.limits.get("io", {}), word.replace("-", "_", 1): rate}
+    Sandbox().limit(io=draft.limits["io"])
+
+
+def _best_effort(draft: Draft, _: str) -> None:
+    draft.limits["best_effort"] = True
+
+
 def _nesting(draft: Draft, _: str) -> None:
     draft.box = draft.box.nesting()
 
@@ -417,6 +464,26 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--landlock", "KIND=V,...", "allow only these files, ports, scopes", _landlock),
             Option("--cap", "NAME[,NAME]", "keep capabilities in the sandbox", _capabilities("keep")),
             Option("--ambient-cap", "NAME[,NAME]", "and give them to every program", _capabilities("ambient")),
+        ),
+    ),
+    (
+        "Limits, of all processes together but for the last four",
+        (
+            Option("--memory", "SIZE", "memory; beyond it the kernel kills", _limit("memory")),
+            Option("--swap", "SIZE", "swap beyond that; 0 unless said", _limit("swap")),
+            Option("--pids", "COUNT", "processes and threads", _limit("pids", _whole)),
+            Option("--cpus", "COUNT", "processors' worth of time, as 1.5", _limit("cpus", _decimal)),
+            Option("--cpuset", "N[,N-M]", "processors to run on", _limit("cpuset", _processors)),
+            Option("--io", "WORD[:DISK]=RATE", "read, write, read-ops, write-ops a second", _io),
+            Option(
+                "--wall-time", "SECONDS", "then it is killed, and the reason says so", _limit("wall_time", _decimal)
+            ),
+            Option("--cpu-time", "SECONDS", "of CPU; of each process without the above", _limit("cpu_time", _decimal)),
+            Option("--best-effort", "", "run even if a limit cannot be had", _best_effort),
+            Option("--open-files", "COUNT", "descriptors", _limit("open_files", _whole)),
+            Option("--file-size", "SIZE", "of a file that is written", _limit("file_size")),
+            Option("--stack", "SIZE", "of a program", _limit("stack")),
+            Option("--core", "SIZE", "of a core dump; none unless said", _limit("core")),
         ),
     ),
     (
@@ -483,6 +550,8 @@ def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
             draft.box = draft.box.landlock(**draft.landlock)
         if any(draft.capabilities.values()):
             draft.box = draft.box.capabilities(**draft.capabilities)
+        if draft.limits:
+            draft.box = draft.box.limit(**draft.limits)
     except (ValueError, TypeError) as error:
         raise OptionError(str(error)) from error
     return draft

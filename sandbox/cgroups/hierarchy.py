@@ -4,8 +4,9 @@ Facts that it follows:
 
 - In version 2 a group other than the root that has processes cannot give controllers to groups below it ("no internal
   processes"): EBUSY. Who was delegated a group, and sits in it, moves into a leaf first.
-- Under systemd every group has one writer. Only below a unit with Delegate= may somebody else make groups; systemd
-  marks it with the extended attribute user.delegate (trusted.delegate before version 251).
+- Under systemd every group has one writer. Only below a unit with Delegate= may somebody else make groups; the system's
+  manager marks it with the extended attribute user.delegate (trusted.delegate before version 251), a user's manager may
+  not, and has to be asked.
 - In version 1 each controller has a hierarchy of its own, groups may hold processes and groups, and the caller's own
   group is the place.
 """
@@ -19,6 +20,7 @@ from typing import Final, Literal, NamedTuple
 CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuset", "io")
 _V1_NAMES: Final = {"blkio": "io"}
 _UNITS: Final = (".service", ".scope", ".slice", ".mount", ".socket", ".swap")
+_PATIENCE: Final = 5.0  # seconds for an answer of systemd's
 LEAF: Final = "sandbox-callers"
 SHARED: Final = "sandbox"
 
@@ -135,6 +137,19 @@ def _delegated(path: str) -> bool:
     return False
 
 
+def _users_manager_delegates(unit: str, uid: int) -> bool:
+    """Ask the systemd of a user whether it has delegated a unit; who cannot be asked has not."""
+    import subprocess
+
+    command = ["systemctl", "--user", "show", "--property=Delegate", "--value", "--", unit]
+    environment = {"XDG_RUNTIME_DIR": f"/run/user/{uid}", **os.environ}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and done.stdout == b"yes\n"
+
+
 def _offers(path: str) -> frozenset[str]:
     return frozenset(_read(path, "cgroup.controllers").split())
 
@@ -171,7 +186,10 @@ def place_v2(mount: Mounted, group: str, uid: int) -> Place | str:
         # The innermost unit is who systemd delegates to; a manager's own unit is delegated to that manager.
         unit = "/".join([top, *parts[: units[-1] + 1]])
         under_user_manager = any(part.startswith("user@") for part in parts[: units[-1]])
-        if _writable(unit) and (_delegated(unit) or (uid != 0 and not under_user_manager)):
+        owned = uid != 0 and not under_user_manager  # only systemd can have given it away
+        if _writable(unit) and (
+            owned or _delegated(unit) or (under_user_manager and _users_manager_delegates(parts[units[-1]], uid))
+        ):
             return _within(unit, own)
         if uid == 0 and real_root and _writable(top):
             # Not delegated, and systemd would take back what it did not give: a group of our own beside its units.

@@ -88,7 +88,34 @@ def test_group_inside_of_a_delegated_unit_whose_parent_has_processes_is_split(tr
     assert Place(own, 2, ALL, move=True) == at(tmp_path, "/x.service/sub")
 
 
-def test_scope_of_a_users_manager_that_is_not_delegated_is_refused(tree, tmp_path):
+@pytest.mark.parametrize("delegated", [True, False])
+def test_users_manager_is_asked_where_it_leaves_no_mark(tree, tmp_path, monkeypatch, delegated):
+    asked = []
+    monkeypatch.setattr(hierarchy, "_users_manager_delegates", lambda *said: asked.append(said) or delegated)
+    tree(".", root=True)
+    tree("user.slice/user@7.service", delegated=True)
+    own = tree("user.slice/user@7.service/app.slice/x.scope", procs="5\n")
+    found = at(tmp_path, "/user.slice/user@7.service/app.slice/x.scope", uid=7)
+    assert (Place(own, 2, ALL, move=True) if delegated else f"{own} is not delegated to this user") == found
+    assert [("x.scope", 7)] == asked
+
+
+@pytest.mark.parametrize(("said", "expected"), [("echo yes", True), ("echo no", False), ("echo yes; exit 1", False)])
+def test_answer_of_a_users_manager_is_read(tmp_path, monkeypatch, said, expected):
+    program = tmp_path / "systemctl"
+    program.write_text(f"#!/bin/sh\n{said}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert expected is hierarchy._users_manager_delegates("x.scope", 7)
+
+
+def test_users_manager_that_is_not_there_delegates_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not hierarchy._users_manager_delegates("x.scope", 7)
+
+
+def test_scope_of_a_users_manager_that_is_not_delegated_is_refused(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
     tree(".", root=True)
     tree("user.slice/user@7.service", delegated=True)
     own = tree("user.slice/user@7.service/app.slice/x.scope", procs="5\n")
