@@ -339,12 +339,19 @@ class ProcessControl(Runner):
         return {} if self._group is None else self._group.paths
 
     def usage(self) -> Usage:
-        """Return what it has used so far, of what its control group counts; after its end, what it has used."""
+        """Return what it has used so far; after its end, what it has used.
+
+        Without a control group the processes that run now are asked one by one, and what only a group counts is None.
+        """
         if self._look() is not None:
             return self._usage
         if self._group is None:
-            return Usage(wall=time.monotonic() - self._since)
-        return self._counted(self._group)
+            from sandbox.tally import tally
+
+            counts: dict[str, Any] = tally(self.init_pid)
+            return Usage(wall=time.monotonic() - self._since, **counts)
+        with self._lock:  # another thread may note the end meanwhile, and remove the group
+            return self._usage if self.returncode is not None else self._counted(self._group)
 
     def freeze(self) -> None:
         """Stop every process inside, and return when all of them stand; nothing happens when it has ended.
@@ -355,8 +362,9 @@ class ProcessControl(Runner):
             UnsupportedError: It has no control group that can.
             TimeoutError: A process could not be stopped within 10 seconds; all go on.
         """
-        if self._look() is None:
-            self._freezer("freeze").freeze(self._spared)
+        with self._lock:
+            if self._look() is None:
+                self._freezer("freeze").freeze(self._spared)
 
     def thaw(self) -> None:
         """Let everything inside go on; nothing happens when it does, or has ended.
@@ -364,8 +372,9 @@ class ProcessControl(Runner):
         Raises:
             UnsupportedError: It has no control group that can.
         """
-        if self._look() is None:
-            self._freezer("thaw").thaw(self._spared)
+        with self._lock:
+            if self._look() is None:
+                self._freezer("thaw").thaw(self._spared)
 
     @property
     def _spared(self) -> int | None:
@@ -492,6 +501,9 @@ class ProcessControl(Runner):
                 self._control.close()
                 self._control = None
             self._detached = True
+            if self._group is not None:
+                # Removed by whoever launches next, when it is empty.
+                self._group.give_up()
             self._close_inner()
             pidfd, self.init_pidfd = self.init_pidfd, -1
         return pidfd

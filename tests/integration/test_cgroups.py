@@ -15,7 +15,7 @@ import payloads
 import plans
 import pytest
 
-from sandbox import Process, Reason, Sandbox, SetupError, UnsupportedError, cgroups
+from sandbox import PIPE, Process, Reason, Sandbox, SetupError, UnsupportedError, cgroups
 
 pytestmark = [pytest.mark.needs_userns, pytest.mark.needs_cgroup("memory", "pids")]
 
@@ -271,6 +271,23 @@ sys.stdin.read()
     assert final.context_switches > 0
 
 
+def test_usage_without_a_group_is_that_of_the_processes():
+    busy = "import time\nwhile time.process_time() < 0.2: pass"
+    body = f"""
+kept = bytearray(30 << 20)
+import subprocess
+subprocess.run([sys.executable, "-c", {busy!r}])
+child = subprocess.Popen([sys.executable, "-c", {busy!r} + "\\nprint(flush=True)\\nimport time\\ntime.sleep(1000)"])
+sys.stdin.read()
+"""
+    with Sandbox().popen(payloads.script(body), stdin=PIPE, stdout=PIPE) as process:
+        process.stdout.readline()
+        used = process.usage()
+        assert used.cpu_time >= 0.38 and used.max_rss >= 30 << 20  # in clock ticks of 0.01 seconds
+        assert (None, None) == (used.memory_peak, used.pids_peak)
+        process.kill()
+
+
 def test_usage_counts_what_escaped_the_reaper():
     """With a SIGKILL to PID 1 nobody reaps; the group has counted all the same."""
     body = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(1000)"
@@ -369,6 +386,36 @@ def test_frozen_sandbox_ends_with_its_caller(tmp_path, monkeypatch):
     monkeypatch.setattr(cgroups, "_numbers", itertools.count(1 + 100 * cgroups._SWEEP_EVERY))
     assert 0 == Sandbox().limit(pids=20).run(["true"]).returncode
     assert not os.path.exists(group)
+
+
+def test_detached_sandbox_keeps_its_group_until_it_has_ended(monkeypatch):
+    process = Sandbox().limit(pids=20).popen(["sleep", "1000"])
+    group, init_pid = process.enforced.cgroup, process.init_pid
+    pidfd = process.detach()
+    process.close()
+
+    def launch_again():
+        monkeypatch.setattr(cgroups, "_numbers", itertools.count(1 + next(rounds) * cgroups._SWEEP_EVERY))
+        assert 0 == Sandbox().limit(pids=20).run(["true"]).returncode
+
+    rounds = itertools.count(100)
+    launch_again()
+    assert os.path.isdir(group)
+    os.kill(init_pid, signal.SIGKILL)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    os.close(pidfd)
+    launch_again()
+    assert not os.path.exists(group)
+
+
+def test_threads_launch_at_the_same_time_and_leave_nothing():
+    from concurrent.futures import ThreadPoolExecutor
+
+    box = Sandbox().limit(memory=MEMORY, pids=20)
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda i: box.run(["sh", "-c", f"exit {i}"]), range(24)))
+    assert list(range(24)) == [one.returncode for one in done]
+    assert [] == harness.own_cgroups()
 
 
 def test_group_of_a_living_owner_is_never_swept(sleeper):
