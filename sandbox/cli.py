@@ -84,6 +84,10 @@ def _main(words: list[str]) -> int:
 
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         return cli_doctor.main(words[1:])
+    if words[0] == "supervise":
+        from sandbox import cli_supervise
+
+        return cli_supervise.main(words[1:])
     subcommand = _subcommand(words[0])
     draft = parse(subcommand, words[1:])
     if draft is None:
@@ -98,7 +102,7 @@ def _subcommand(word: str) -> Subcommand:
     for subcommand in SUBCOMMANDS:
         if word == subcommand:
             return subcommand
-    known = " or sandbox ".join((*SUBCOMMANDS, "doctor", "seccomp"))
+    known = " or sandbox ".join((*SUBCOMMANDS, "doctor", "seccomp", "supervise"))
     raise OptionError(
         f"there is no {'option' if word.startswith('-') else 'subcommand'} {word}\n"
         f"  hint: it is sandbox {known}; to run a program: sandbox run -- {word}"

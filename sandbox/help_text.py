@@ -16,6 +16,7 @@ Run commands in Linux sandboxes.
        sandbox **plan** [options] -- COMMAND   print the system calls, run nothing
        sandbox **doctor** [--json]             what works on this host, and why not
        sandbox **seccomp** ACTION FILTER       show, simulate, diff, convert filters
+       sandbox **supervise** FILE              run services, and start them again
        sandbox **--version** | **--help**
 
 sandbox run --help lists the options.
@@ -72,6 +73,30 @@ about it. Each thing is tried in a process that is thrown away.
 **Exit status**
   0 when all works that `sandbox run` needs, else 1: what only some options need
   may be missing.
+"""
+
+_SUPERVISE: Final = """\
+Run the services of a file: start them in order, watch them, start them again.
+
+**usage:** sandbox supervise [--plain] [--check] FILE.toml
+
+  **--plain**                     lines instead of a live table; so too where
+                              standard output is no terminal, or without rich
+  **--check**                     only read the file
+
+  [services.web]
+  command = ["server", "--port", "8080"]
+  sandbox = ["--bind-readonly", "/srv/www:/www"]   or true, or false: plain
+  ready = { tcp = 8080 }                   or "notify", "fd"
+  restart = "on-failure"                   or "always", "never", or a table
+  after = ["store"]                        see docs/supervise.md for all keys
+
+SIGTERM and SIGINT stop all in reverse order, a second one kills. SIGHUP reads
+the file again: what is new is started, what is gone stopped, what has changed
+replaced; the others are reloaded if they say how.
+
+**Exit status**
+  0, or 1 when a service has failed for good; 125 when the file is wrong.
 """
 
 _END: Final[dict[Subcommand, str]] = {
@@ -134,6 +159,11 @@ def text(subcommand: Subcommand | None, stream: TextIO) -> str:
 def doctor(stream: TextIO) -> str:
     """Return the help of `sandbox doctor`, for a stream."""
     return _marked(_DOCTOR, _colours(stream))
+
+
+def supervise(stream: TextIO) -> str:
+    """Return the help of `sandbox supervise`, for a stream."""
+    return _marked(_SUPERVISE, _colours(stream))
 
 
 def _marked(text: str, colours: bool) -> str:

@@ -16,6 +16,7 @@ from sandbox.supervise.model import (
 from sandbox.supervise.output import RotatingFile, to_logging
 from sandbox.supervise.protocol import listen_fds, notify
 from sandbox.supervise.supervisor import Supervisor
+from sandbox.supervise.table import table
 
 __all__ = [
     "Ready",
@@ -33,5 +34,6 @@ __all__ = [
     "Supervisor",
     "listen_fds",
     "notify",
+    "table",
     "to_logging",
 ]

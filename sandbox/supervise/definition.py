@@ -154,6 +154,8 @@ class Definition:
         self.sink: Sink | None
         if output is None or callable(output):
             self.sink = output
+            # Closed, it opens again when somebody else that it belongs to writes to it.
+            self._file = output if isinstance(output, RotatingFile) else None
         elif isinstance(output, str | bytes | os.PathLike):
             self.sink = self._file = RotatingFile(cast("Any", output))
         else:

@@ -64,7 +64,7 @@ class RotatingFile:
         OSError: It cannot be opened.
     """
 
-    def __init__(self, path: StrOrBytesPath, *, size: int = 10 << 20, keep: int = 5) -> None:
+    def __init__(self, path: StrOrBytesPath, size: int = 10 << 20, keep: int = 5) -> None:
         for name, value, least in (("size", size, 1), ("keep", keep, 0)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, not {type(value).__name__}")

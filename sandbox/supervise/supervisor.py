@@ -381,7 +381,7 @@ class Supervisor:
 
     def _do(self, action: Any) -> None:
         if isinstance(action, ServiceEvent):
-            self._events.append(action)
+            self._happened(action)
             return
         service = self._services[action.service]
         match action:
@@ -401,6 +401,9 @@ class Supervisor:
                 del self._services[action.service]
                 service.close()
 
+    def _happened(self, event: ServiceEvent) -> None:
+        self._events.append(event)
+
     def _signals(self) -> Signals:
         return Signals(self.watch, self.unwatch, self._signal_came)
 
@@ -412,13 +415,20 @@ class Supervisor:
     def _signal(self, number: int) -> None:
         now = self.now()
         if number == signal.SIGHUP:
-            for name, service in self._services.items():
-                if service.definition.settings.reload is not None or service.definition.watch:
-                    self.machine.reload(name, now)
+            self._hangup()
         elif self.machine.stops:
             self.machine.kill(now)
         else:
             self.machine.stop(now)
+
+    def _hangup(self) -> None:
+        for name in list(self._services):
+            self._reload_if_it_says_how(name)
+
+    def _reload_if_it_says_how(self, name: str) -> None:
+        definition = self._services[name].definition
+        if definition.settings.reload is not None or definition.watch:
+            self.machine.reload(name, self.now())
 
     async def _drive(self) -> AsyncIterator[ServiceEvent]:
         """Step whenever there is something to do, until nothing runs; cancelled, stop everything first."""
