@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import signal
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -148,7 +149,17 @@ class _InitProgram:
 
 _init_program = _InitProgram()
 _init_path = os.fsencode(_INIT_PATH)
-_lifeline: tuple[int, Kept] | None = None
+# Of which process, its pidfd, and whether that has an inode of its own.
+_lifeline: tuple[int, Kept, bool] | None = None
+
+
+def _is_pidfd_of(fd: int, pid: int) -> bool:
+    """Say whether a descriptor is the pidfd of a process, as far as /proc tells."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as stream:
+        found = {name: text for name, _, text in (line.partition(":") for line in stream)}
+    # The last number is the one in this process's namespace; none, where /proc is of a namespace it is not in.
+    numbers = found.get("NSpid", "").split()
+    return "Pid" in found and (not numbers or numbers[-1] == str(pid))
 
 
 def _own_pidfd() -> int:
@@ -156,15 +167,18 @@ def _own_pidfd() -> int:
     global _lifeline
     pid = os.getpid()
     with kept_lock:
-        if _lifeline is not None and _lifeline[0] == pid and _lifeline[1].valid():
-            return _lifeline[1].fd
+        if _lifeline is not None:
+            of, kept, own_inode = _lifeline
+            ours = kept.valid() and (own_inode or _is_pidfd_of(kept.fd, of))
+            if ours and of == pid:
+                return kept.fd
+            if ours:
+                kept.close()
         fd: int = lib.launch_pidfd_self()
         if fd < 0:
             raise _launch_error(ffi.errno, "pidfd_open", "pidfd_open")
-        # Of this very process the same number may have come back: nothing to close then.
-        if _lifeline is not None and _lifeline[0] != pid:
-            _lifeline[1].close()
-        _lifeline = pid, Kept(fd)
+        # Before Linux 6.9 all pidfds are the inode of anonymous files, 0600; since then each process has one, 0700.
+        _lifeline = pid, Kept(fd), bool(os.fstat(fd).st_mode & stat.S_IXUSR)
         return fd
 
 

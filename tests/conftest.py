@@ -68,8 +68,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         pytest.skip("needs root")
     for mark in item.iter_markers("needs_kernel"):
-        release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-        if release < mark.args:
+        if harness.kernel_release() < mark.args:
             pytest.skip(f"needs Linux {mark.args[0]}.{mark.args[1]}, this is {os.uname().release}")
     for mark in item.iter_markers("needs_program"):
         for name in mark.args:

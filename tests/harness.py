@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -294,6 +295,10 @@ def footprint(settle: Footprint | None = None) -> Footprint:
             return now
         gc.collect()
         time.sleep(0.01)
+
+
+def kernel_release() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def find_program(name: str) -> str | None:

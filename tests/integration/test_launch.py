@@ -566,6 +566,10 @@ def test_init_lives_with_a_low_limit_on_descriptors():
     harness.in_child(check)
 
 
+# Init's program, the caller's pidfd, and a tree where the kernel can clone one that is mounted nowhere.
+KEPT = 3 if harness.kernel_release() >= (6, 15) else 2
+
+
 def test_kept_descriptors_closed_by_the_caller_are_made_again():
     def check():
         box = Sandbox()
@@ -574,7 +578,7 @@ def test_kept_descriptors_closed_by_the_caller_are_made_again():
             for _ in range(3):
                 assert b"x\n" == box.run(["echo", "x"], stdout=PIPE).stdout
             kept = set(harness._descriptors()) - before
-            assert 3 == len(kept)
+            assert KEPT == len(kept)
             for fd in kept:
                 os.close(fd)
 
@@ -591,7 +595,7 @@ def test_kept_descriptors_replaced_by_the_caller_stay_the_callers():
             launch_module._lifeline[1].fd,
             *(one.fd for one in launcher._trees._kept.values()),
         ]
-        assert 3 == len(kept)
+        assert KEPT == len(kept)
         for fd in kept:
             stranger = os.open("/dev/zero", os.O_RDONLY)
             os.dup2(stranger, fd)
