@@ -88,6 +88,11 @@ def _main(words: list[str]) -> int:
         from sandbox import cli_supervise
 
         return cli_supervise.main(words[1:])
+    if words[0] == "completion":
+        from sandbox import completion
+
+        _print(completion.made_for(words[1:]))
+        return 0
     subcommand = _subcommand(words[0])
     draft = parse(subcommand, words[1:])
     if draft is None:
@@ -102,7 +107,9 @@ def _subcommand(word: str) -> Subcommand:
     for subcommand in SUBCOMMANDS:
         if word == subcommand:
             return subcommand
-    known = " or sandbox ".join((*SUBCOMMANDS, "doctor", "seccomp", "supervise"))
+    from sandbox.completion import COMMANDS
+
+    known = " or sandbox ".join(COMMANDS)
     raise OptionError(
         f"there is no {'option' if word.startswith('-') else 'subcommand'} {word}\n"
         f"  hint: it is sandbox {known}; to run a program: sandbox run -- {word}"

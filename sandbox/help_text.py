@@ -17,12 +17,13 @@ Run commands in Linux sandboxes.
        sandbox **doctor** [--json]             what works on this host, and why not
        sandbox **seccomp** ACTION FILTER       show, simulate, diff, convert filters
        sandbox **supervise** FILE              run services, and start them again
+       sandbox **completion** SHELL            completion for bash, zsh or fish
        sandbox **--version** | **--help**
 
 sandbox run --help lists the options.
 """
 
-_USAGE: Final[dict[Subcommand, str]] = {
+USAGE: Final[dict[Subcommand, str]] = {
     "run": """\
 Run a command in a new sandbox.
 
@@ -62,7 +63,7 @@ Print the system calls that `sandbox run` would make, in order. Nothing runs.
 """,
 }
 
-_DOCTOR: Final = """\
+DOCTOR: Final = """\
 Say what works on this host, what stands in the way of the rest, and what to do
 about it. Each thing is tried in a process that is thrown away.
 
@@ -75,7 +76,7 @@ about it. Each thing is tried in a process that is thrown away.
   may be missing.
 """
 
-_SUPERVISE: Final = """\
+SUPERVISE: Final = """\
 Run the services of a file: start them in order, watch them, start them again.
 
 **usage:** sandbox supervise [--plain] [--check] FILE.toml
@@ -99,7 +100,7 @@ replaced; the others are reloaded if they say how.
   0, or 1 when a service has failed for good; 125 when the file is wrong.
 """
 
-_END: Final[dict[Subcommand, str]] = {
+END: Final[dict[Subcommand, str]] = {
     "run": """\
 **More words after a value**
   --bind SRC:DST:optional,noexec,dev    skip a missing SRC; forbid programs on
@@ -141,7 +142,7 @@ def text(subcommand: Subcommand | None, stream: TextIO) -> str:
     """Return the help of a subcommand, or of the whole command, for a stream."""
     if subcommand is None:
         return _marked(_TOP, _colours(stream))
-    lines = [_USAGE[subcommand]]
+    lines = [USAGE[subcommand]]
     for title, group in GROUPS:
         lines.append(f"**{title}**")
         for option in group:
@@ -152,18 +153,18 @@ def text(subcommand: Subcommand | None, stream: TextIO) -> str:
             space = " " * (_COLUMN - len(name) - len(value) - 2)
             lines.append(f"  **{name}**{value}{space}{option.text}")
         lines.append("")
-    lines.append(_END[subcommand])
+    lines.append(END[subcommand])
     return _marked("\n".join(lines), _colours(stream))
 
 
 def doctor(stream: TextIO) -> str:
     """Return the help of `sandbox doctor`, for a stream."""
-    return _marked(_DOCTOR, _colours(stream))
+    return _marked(DOCTOR, _colours(stream))
 
 
 def supervise(stream: TextIO) -> str:
     """Return the help of `sandbox supervise`, for a stream."""
-    return _marked(_SUPERVISE, _colours(stream))
+    return _marked(SUPERVISE, _colours(stream))
 
 
 def _marked(text: str, colours: bool) -> str:
