@@ -145,6 +145,7 @@ class Variant(NamedTuple):
         counts: There is a slot for the CPU time that they count.
         thaws: One of them is the freezer of version 1, and there is a slot for its state.
         instead: Names of limits that the payload's own process keeps, where no control group does.
+        further: One more payload of a sandbox that runs: nothing but the payload's own steps.
     """
 
     fds: tuple[int, ...] = ()
@@ -158,6 +159,7 @@ class Variant(NamedTuple):
     counts: bool = False
     thaws: bool = False
     instead: tuple[str, ...] = ()
+    further: bool = False
 
 
 class Layers(NamedTuple):
@@ -188,6 +190,7 @@ class Compiled(NamedTuple):
     tree_slot: Slot | None
     fd_slots: dict[int, Slot]
     group_slots: tuple[Slot, ...]
+    first_slot: Slot | None
     layers: Layers
     listens: bool
     idmaps: tuple[Owner, ...]
@@ -277,10 +280,12 @@ class _Compiler:
         self._check_ids()
         self.tree_slot: Slot | None = None
         self.fd_slots: dict[int, Slot] = {}
-        self.group_slots = [self.program.slot(f"cgroup v{version}") for version in variant.groups]
-        if variant.counts:
+        self.first_slot: Slot | None = None
+        groups = () if variant.further else variant.groups
+        self.group_slots = [self.program.slot(f"cgroup v{version}") for version in groups]
+        if variant.counts and not variant.further:
             self.group_slots.append(self.program.slot("CPU time"))
-        if variant.thaws:
+        if variant.thaws and not variant.further:
             self.group_slots.append(self.program.slot("freezer.state"))
         self.nested = bool(spec.keep & _CAP_SYS_ADMIN)
         self.code = self._code()
@@ -318,11 +323,12 @@ class _Compiler:
             )
 
     def compile(self) -> Compiled:
-        # Stage 1 opens the sources of binds, for root, while PID 1's steps are written: so its own come last.
-        self.program.segment = "init"
-        self._init()
-        self.program.segment = "stage"
-        self._stage()
+        if not self.variant.further:
+            # Stage 1 opens the sources of binds, for root, while PID 1's steps are written: so its own come last.
+            self.program.segment = "init"
+            self._init()
+            self.program.segment = "stage"
+            self._stage()
         self.program.segment = "payload"
         self._payload()
         # Stage 1 that stays finds PID 1 without the process group.
@@ -333,6 +339,7 @@ class _Compiler:
             self.tree_slot,
             self.fd_slots,
             tuple(self.group_slots),
+            self.first_slot,
             self._layers(),
             self.listens,
             tuple(self.writer.idmaps),
@@ -618,12 +625,28 @@ class _Compiler:
         program.call("drop_bounding_set", self.spec.keep)
         self._privileges(self.spec.keep, self.spec.ambient)
 
+    def _join_nested(self) -> None:
+        """Enter the namespaces of the first payload, which PID 1, whose user made them, may."""
+        program = self.program
+        program.origin = "capabilities"
+        self.first_slot = program.slot("first payload")
+        program.call("setns", self.first_slot, k.CLONE_NEWUSER | k.CLONE_NEWNS)
+        program.call("drop_bounding_set", self.spec.keep)
+        self._privileges(self.spec.keep, self.spec.ambient)
+
     # ── payload ──
 
     def _payload(self) -> None:
         program, spec = self.program, self.spec
-        if self.nested:
+        if self.nested and self.variant.further:
+            self._join_nested()
+        elif self.nested:
             self._nest()
+        elif self.variant.further and spec.keep:
+            # PID 1 has them, but not in force.
+            program.origin = "capabilities"
+            header = program.data(pack("<2I", 0x20080522, 0), "{_LINUX_CAPABILITY_VERSION_3, 0}")
+            program.call("capset", header, _capability_sets(program, spec.keep, spec.keep))
         program.origin = "session"
         if spec.new_session:
             program.call("setsid")
@@ -664,7 +687,7 @@ class _Compiler:
         pairs = b"".join(pack("<2I", number, slot) for number, slot in numbers.items())
         program.call("place_fds", program.data(pairs, f"{{{', '.join(map(str, numbers))}}}"), len(numbers))
         self._verify()
-        if self.new_net_beside and not (self.variant.hold or self.nested):
+        if self.new_net_beside and not (self.variant.hold or self.nested or self.variant.further):
             program.origin = "network"
             program.call("await_release", k.RELEASE_ALL)
         if self.rulesets:

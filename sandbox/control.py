@@ -11,12 +11,12 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from sandbox.compiler import Layers
-from sandbox.errors import BusyError, UnsupportedError
+from sandbox.errors import BusyError, SetupError, UnsupportedError
 from sandbox.exchange import Budget, deadline_of, milliseconds
 from sandbox.records import (
     Q_DETACH,
@@ -37,8 +37,8 @@ from sandbox.records import (
     request,
 )
 from sandbox.result import Enforced, Reason, Usage
-from sandbox.runner import Args, Runner
-from sandbox.streams import close_all
+from sandbox.runner import Args, Order, Runner
+from sandbox.streams import Streams, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ class ProcessControl(Runner):
         args: The command.
         name: What the caller calls it, or None.
         init_pid: PID 1 of the sandbox, as the host sees it.
-        init_pidfd: Its pidfd, owned by this object.
+        init_pidfd: Its pidfd, which stays this object's.
         enforced: What was read back before the program was executed.
         returncode: None while it runs; -N for signal N.
         terminal: The caller's end of the terminal, with `pty`: both `stdin` and `stdout` write to it and read from it.
@@ -76,18 +76,22 @@ class ProcessControl(Runner):
         *,
         name: str | None = None,
         held: bool = False,
+        sandbox: "Self | None" = None,
     ) -> None:
         self.args = args
         self.name = name
         self.init_pid = init_pid
-        self.init_pidfd = init_pidfd
+        self._pidfd = init_pidfd
+        # Of a further command: the first one, whose PID 1 it is that we ask.
+        self._sandbox = sandbox
+        self.enter: Callable[[Any, Order, Streams], Any] | None = None
         self.enforced = enforced
         self.layers = Layers()
         self.budget: Budget | None = None  # of output
         self.inner_pidfd = -1  # of PID 1 where that is the payload, and not our child
         self.returncode: int | None = None
         self.supervise: Callable[[int], None] | None = None
-        self.reaped = False
+        self.reaped = sandbox is not None  # by PID 1
         self.failed: Callable[[Record], Exception] | None = None
         self._control: Control | None = control
         self._held = held
@@ -156,7 +160,7 @@ class ProcessControl(Runner):
             control.close()
         if not self.reaped:
             self.reaped = True
-            reap(self.init_pidfd)
+            reap(self._pidfd)
         if self._group is not None:
             self._settle_group(self._group, returncode)
         # Last: other threads look at it without the lock.
@@ -243,7 +247,7 @@ class ProcessControl(Runner):
             self._check()
             with self._lock:
                 # A signal handler that interrupts the reading of the end: it is told the next time.
-                if self.returncode is None and not self._reading and readable(self.init_pidfd, 0.0):
+                if self.returncode is None and not self._reading and readable(self._pidfd, 0.0):
                     self._collect()
         return self.returncode
 
@@ -307,7 +311,7 @@ class ProcessControl(Runner):
             self._settle_group(group, self.returncode)
 
     def _in_group(self, enforced: Enforced) -> Enforced:
-        group = self._group
+        group = self._group if self._sandbox is None else self._sandbox._group
         if group is None:
             return enforced
         return replace(enforced, cgroup=group.path, limits={**enforced.limits, **group.limits()})
@@ -382,7 +386,7 @@ class ProcessControl(Runner):
         return None if self.inner_pidfd >= 0 else self.init_pid
 
     def _freezer(self, what: str) -> "Group":
-        group = self._group
+        group = self._group if self._sandbox is None else self._sandbox._group
         if group is None or not group.can_freeze:
             raise UnsupportedError(
                 f"{what}()",
@@ -392,6 +396,50 @@ class ProcessControl(Runner):
                 errno=errno.ENOSYS,
             )
         return group
+
+    # ── further commands ──
+
+    @property
+    def init_pidfd(self) -> int:
+        """The pidfd of PID 1 of the sandbox; it stays this object's."""
+        return self._pidfd if self._sandbox is None else self._sandbox.init_pidfd
+
+    def _launch(self, order: Order, streams: Streams) -> Any:
+        """Start one more command in this sandbox, under every layer."""
+        first = self if self._sandbox is None else self._sandbox
+        first._check()
+        if first._held:
+            raise ValueError("the sandbox is held, and nothing can run in it yet: release() it first")
+        if first.inner_pidfd >= 0:
+            raise UnsupportedError(
+                "one more command in a running sandbox",
+                needed="a PID 1 of the library's inside, to start it",
+                found="a sandbox with init(False)",
+                fix="leave out init(False)",
+            )
+        if order.hold:
+            raise ValueError("hold is for the first command of a sandbox: what runs beside it could reach a held one")
+        if first.enter is None or first._look() is not None:
+            raise SetupError(
+                errno.ESRCH,
+                call="one more command in a running sandbox",
+                origin="Process",
+                hint="the sandbox has ended: its first command is what it lives for",
+            )
+        return first.enter(first, order, streams)
+
+    def ask_init(self, record: bytes, fds: Sequence[int]) -> bool:
+        """Send a request with descriptors to PID 1; False when it has ended."""
+        self._check()
+        with self._lock:
+            if self._control is None:
+                return False
+            self._control.send(record, fds)
+        return True
+
+    def payload_pidfd(self) -> int:
+        """Return a pidfd of the payload, which the caller closes."""
+        return os.dup(self._pidfd) if self._sandbox is not None else self._ask(Q_PIDFD)
 
     # ── what does not wait ──
 
@@ -409,9 +457,9 @@ class ProcessControl(Runner):
 
     def fileno(self) -> int:
         """Return the pidfd, readable when it has ended; it stays this object's."""
-        if self.init_pidfd < 0:
+        if self._pidfd < 0:
             raise ValueError("I/O operation on closed process")
-        return self.init_pidfd
+        return self._pidfd
 
     @property
     def pid(self) -> int:
@@ -423,7 +471,7 @@ class ProcessControl(Runner):
         if self._pid is None:
             if self._look() is not None:
                 raise ProcessLookupError(errno.ESRCH, "the payload has ended")
-            pidfd = self._ask(Q_PIDFD)
+            pidfd = self.payload_pidfd()
             try:
                 self._pid = pid_of(pidfd)
             finally:
@@ -466,7 +514,8 @@ class ProcessControl(Runner):
                 fix="leave out init(False)",
             )
         try:
-            return self._ask(Q_NAMESPACE, _NAMESPACES.index(namespace))
+            first = self if self._sandbox is None else self._sandbox
+            return first._ask(Q_NAMESPACE, _NAMESPACES.index(namespace))
         except FileNotFoundError:
             raise UnsupportedError(
                 "namespace_fd()",
@@ -505,7 +554,7 @@ class ProcessControl(Runner):
                 # Removed by whoever launches next, when it is empty.
                 self._group.give_up()
             self._close_inner()
-            pidfd, self.init_pidfd = self.init_pidfd, -1
+            pidfd, self._pidfd = self._pidfd, -1
         return pidfd
 
     def _release(self) -> bool:
@@ -517,10 +566,10 @@ class ProcessControl(Runner):
         return self._send(Q_RELEASE)
 
     def _signal_init(self) -> None:
-        """Kill PID 1: the kernel kills all that is left in its pid namespace."""
+        """Kill PID 1, and the kernel kills all that is left in its pid namespace; of a further command that alone."""
         self._kill_inner()
         try:
-            signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:  # it has just ended
             return
 
@@ -529,9 +578,9 @@ class ProcessControl(Runner):
         with self._lock:
             self._closing = True
             self._close_inner()
-            if self.init_pidfd >= 0 and not self._waiting:
-                os.close(self.init_pidfd)
-                self.init_pidfd = -1
+            if self._pidfd >= 0 and not self._waiting:
+                os.close(self._pidfd)
+                self._pidfd = -1
 
     def _close_inner(self) -> None:
         if self.inner_pidfd >= 0:

@@ -17,18 +17,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sandbox._native import ffi, lib
+from sandbox.control import pid_of
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
-from sandbox.plan import SLOTS_OFFSET, TAG_TERMINAL, Command, Template
+from sandbox.plan import SLOTS, SLOTS_OFFSET, TAG_TERMINAL, Command, Template
 from sandbox.records import (
+    MAX_PAYLOADS,
     Q_JOINED,
     Q_MAPPED,
+    Q_SPAWN,
     R_ENDED,
     R_FAILED,
     R_FD,
     R_HELD,
     R_INIT,
     R_MAP_IDS,
+    R_REFUSED,
     R_STARTED,
     Record,
     parse_record,
@@ -224,9 +228,10 @@ class ControlChannel:
         fds = tuple(ffi.unpack(message.fds, count)) if count else ()
         return parse_record(ffi.unpack(message.record, size), fds)
 
-    def send(self, record: bytes) -> None:
+    def send(self, record: bytes, fds: Sequence[int] = ()) -> None:
         """Send a request; that nobody is there any more is told by the end of file."""
-        if lib.launch_send(self._fd, record, ffi.NULL, 0) < 0 and ffi.errno not in {
+        numbers = ffi.new(_NUMBERS, fds) if fds else ffi.NULL
+        if lib.launch_send(self._fd, record, numbers, len(fds)) < 0 and ffi.errno not in {
             errno.EPIPE,
             errno.ECONNRESET,
         }:
@@ -357,7 +362,7 @@ class Setup:
             self.fds += record.fds
             if self._listens:
                 self.identity = record.body
-        elif record.type == R_FAILED:
+        elif record.type in {R_FAILED, R_REFUSED}:
             close_all(record.fds)
             raise self.failed(record)
         return self.started and self.init_pidfd >= 0 and (bool(self.fds) or not self._listens)
@@ -574,6 +579,66 @@ def _is_stopped(pid: int) -> bool:
             return stream.read().rpartition(b") ")[2][:1] in {b"T", b"t"}
     except FileNotFoundError:
         return False
+
+
+class Entry(Setup):
+    """The launch of one more payload in a sandbox that runs; it has a channel of its own.
+
+    Args:
+        send: Sends a request with descriptors to PID 1; False when that has ended.
+    """
+
+    def __init__(
+        self, template: Template, command: Command, send: Callable[[bytes, Sequence[int]], bool], *, listens: bool
+    ) -> None:
+        super().__init__(template, command, listens=listens)
+        self._send = send
+
+    def begin(self, slots: list[int]) -> None:
+        """Ask PID 1 for it; whatever happens here or later, abort() ends it."""
+        image = self._template.image(self._command)
+        ours, theirs = _socketpair()
+        self.control.open(ours)
+        plan = -1
+        try:
+            plan = lib.launch_memfd(b"sandbox-plan", ffi.from_buffer(image), len(image), 0, ffi.NULL, 0, 0)
+            if plan < 0:
+                raise _error("memfd_create")
+            # A slot that the plan itself fills has no descriptor yet, and something must be sent.
+            given = [theirs if fd < 0 else fd for fd in slots[len(SLOTS) - 3 :]]
+            if not self._send(request(Q_SPAWN), [plan, theirs, *given]):
+                raise self._died()
+        finally:
+            close_all([fd for fd in (plan, theirs) if fd >= 0])
+
+    def stalled(self) -> SetupError | None:
+        """Look whether somebody inside stopped it, after a time without a word: it has their user."""
+        if self.init_pidfd < 0:
+            return None
+        try:
+            with open(f"/proc/{pid_of(self.init_pidfd)}/stat") as stream:
+                stopped = stream.read().rpartition(")")[2].split()[0] in {"T", "t"}
+        except ProcessLookupError:
+            return None
+        return self._lost("a process inside stopped it before its program was executed") if stopped else None
+
+    def failed(self, record: Record) -> SetupError:
+        """Return the error that a record of failure stands for."""
+        if record.type == R_REFUSED:
+            full = record.error == errno.EAGAIN
+            return self._lost(
+                f"a sandbox runs at most {MAX_PAYLOADS} commands at a time: wait for one, or start another sandbox"
+                if full
+                else "PID 1 of the sandbox could not start it",
+                record.error,
+            )
+        return super().failed(record)
+
+    def _died(self) -> SetupError:
+        return self._lost("the sandbox has ended: its first command is what it lives for", errno.ESRCH)
+
+    def _lost(self, hint: str, number: int = errno.ECANCELED) -> SetupError:
+        return SetupError(number, call="one more command in a running sandbox", origin="Process", hint=hint)
 
 
 def _run_setup(setup: Setup) -> None:

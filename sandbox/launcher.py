@@ -19,7 +19,7 @@ from sandbox.errors import FilterError, SetupError
 from sandbox.exchange import Budget
 from sandbox.host_ids import claim
 from sandbox.identity import Caller, caller, fresh, id_mapper, inside_ids, owners, values
-from sandbox.launch import Setup
+from sandbox.launch import Entry, Setup
 from sandbox.limits import asks_group
 from sandbox.plan import Command, Plan, Template, candidates
 from sandbox.process import Process
@@ -179,6 +179,10 @@ def in_groups(spec: Spec, variant: Variant) -> "tuple[Variant, Chosen]":
     return variant._replace(groups=chosen.versions, counts=counts, thaws=chosen.thaws, instead=chosen.weak), chosen
 
 
+def _read(setup: Setup, compiled: Compiled) -> Enforced:
+    return parse_identity(setup.identity, compiled.layers) if setup.identity else Enforced()
+
+
 class Prepared(NamedTuple):
     """All that a launch needs, for `launch.Setup`; `close` it when the payload has started or has not."""
 
@@ -189,6 +193,7 @@ class Prepared(NamedTuple):
     command: Command
     slots: list[int]
     ours: list[int]
+    ids: tuple[int, int]  # on the host
     group: "Group | None" = None
 
     def close(self) -> None:
@@ -235,12 +240,61 @@ class Launcher:
             raise
         finally:
             prepared.close()
-        enforced = parse_identity(setup.identity, compiled.layers) if setup.identity else Enforced()
         process: Process[Any] = Process(
-            order.args, setup.control, setup.init_pid, setup.init_pidfd, enforced, name=order.name, held=order.hold
-        )
+            order.args, setup.control, setup.init_pid, setup.init_pidfd, _read(setup, compiled), name=order.name,
+            held=order.hold,
+        )  # fmt: skip
+        self.complete(process, setup, prepared)
+        process.enter = partial(self.enter, prepared)
+        return process
+
+    def enter(self, running: Prepared, sandbox: Process[Any], order: Order, streams: Streams) -> Process[Any]:
+        """Start one more command in a sandbox that runs, under every layer; return when its program was executed.
+
+        Args:
+            running: What the sandbox was launched with.
+            sandbox: Its first command.
+            order: The command.
+            streams: Its streams.
+
+        Raises:
+            SetupError: A step failed, or the sandbox has ended or is full; the program has not run.
+        """
+        prepared = self._prepare_entry(running, sandbox, order, streams)
+        compiled = prepared.compiled
+        setup = Entry(prepared.template, prepared.command, sandbox.ask_init, listens=compiled.listens)
+        try:
+            launch.run(setup, prepared.slots)
+        finally:
+            prepared.close()
+        process: Process[Any] = Process(
+            order.args, setup.control, sandbox.init_pid, setup.init_pidfd, _read(setup, compiled), name=order.name,
+            sandbox=sandbox,
+        )  # fmt: skip
         self.complete(process, setup, prepared)
         return process
+
+    def _prepare_entry(self, running: Prepared, sandbox: Process[Any], order: Order, streams: Streams) -> Prepared:
+        self._refuse_unattended(order)
+        cache = running.cache
+        variables = cache.env if order.env is None else order.env
+        variant = running.variant._replace(
+            fds=tuple(order.fds), hold=False, cwd=order.cwd, cached_tree=False, pty=bool(order.pty), further=True
+        )
+        compiled = _compiled(cache, self._spec, variant)
+        template = Template(compiled.plan if order.plan is None else order.plan)
+        slots = [-1] * template.slots
+        slots[3:6] = streams.child
+        for number, slot in compiled.fd_slots.items():
+            slots[slot.number] = order.fds[number]
+        ours = []
+        if compiled.first_slot is not None:
+            ours.append(sandbox.payload_pidfd())
+            slots[compiled.first_slot.number] = ours[0]
+        if cache.fresh:
+            streams.give_pipes(*running.ids)
+        command = Command(order.argv, variables.encoded, candidates(order.program, variables.path), order.pty)
+        return Prepared(cache, variant, compiled, template, command, slots, ours, running.ids)
 
     def complete(self, process: Process[Any], setup: Setup, prepared: Prepared) -> None:
         """Give a process what its launch knows beside the identity; when that fails, the process is ended."""
@@ -275,10 +329,7 @@ class Launcher:
     def prepare(self, order: Order, streams: Streams) -> Prepared:
         """Compile what is not compiled yet, and put together what differs from launch to launch."""
         spec = self._spec
-        if not order.attended and not spec.observe and self._asks():
-            raise FilterError(
-                "this filter says Notify, and run() leaves nobody to answer: use popen() and its notifier"
-            )
+        self._refuse_unattended(order)
         cache = self._cache
         uid, gid, stamp = os.geteuid(), os.getegid(), host.stamp()
         if (
@@ -338,7 +389,7 @@ class Launcher:
         command = Command(
             order.argv, variables.encoded, candidates(order.program, variables.path), (*filled, *order.pty)
         )
-        return Prepared(cache, variant, compiled, template, command, slots, ours, group)
+        return Prepared(cache, variant, compiled, template, command, slots, ours, (uid, gid), group)
 
     def failed(self, prepared: Prepared, error: SetupError) -> None:
         """Look at an error of the launch: facts of the host may have changed since the plan was compiled."""
@@ -353,6 +404,12 @@ class Launcher:
         """Remove the control group of a launch that came to nothing."""
         if prepared.group is not None:
             prepared.group.remove()
+
+    def _refuse_unattended(self, order: Order) -> None:
+        if not order.attended and not self._spec.observe and self._asks():
+            raise FilterError(
+                "this filter says Notify, and run() leaves nobody to answer: use popen() and its notifier"
+            )
 
     def _asks(self) -> bool:
         """Say whether the filter has questions for a supervisor."""

@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sandbox.notify import Notifier
 
 _SIGKILL_AFTER: Final = 0.1
+_REMAINS_AFTER: Final = 1.0
 
 
 class Process(ProcessControl, Generic[AnyStr]):
@@ -33,7 +35,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         args: The command.
         name: What the caller calls it, or None.
         init_pid: PID 1 of the sandbox, as the host sees it.
-        init_pidfd: Its pidfd, owned by this object.
+        init_pidfd: Its pidfd, which stays this object's.
         enforced: What was read back before the program was executed.
         returncode: None while it runs; -N for signal N.
         stdin: The caller's end of a pipe, or of the terminal; or None.
@@ -43,7 +45,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         notifier: The calls that wait for an answer, with a filter that says Notify.
     """
 
-    init_pidfd = -1  # what __del__ finds when __init__ did not come far
+    _pidfd = -1  # what __del__ finds when __init__ did not come far
 
     def __init__(
         self,
@@ -55,8 +57,9 @@ class Process(ProcessControl, Generic[AnyStr]):
         *,
         name: str | None = None,
         held: bool = False,
+        sandbox: "Process[Any] | None" = None,
     ) -> None:
-        super().__init__(args, control, init_pid, init_pidfd, enforced, name=name, held=held)
+        super().__init__(args, control, init_pid, init_pidfd, enforced, name=name, held=held, sandbox=sandbox)
         self.stdin: IO[AnyStr] | None = None
         self.stdout: IO[AnyStr] | None = None
         self.stderr: IO[AnyStr] | None = None
@@ -72,7 +75,7 @@ class Process(ProcessControl, Generic[AnyStr]):
 
         When the interpreter exits, the end of this process ends the sandbox, and modules may be empty already.
         """
-        if self.init_pidfd < 0 or _finalizing():
+        if self._pidfd < 0 or _finalizing():
             return
         if self._owner != os.getpid():
             self._let_go()
@@ -93,9 +96,10 @@ class Process(ProcessControl, Generic[AnyStr]):
             self._check()
             self._waiting += 1
         try:
-            if exchange is None and deadline is None and (self.denials is None or self.denials.closed):
+            unobserved = self.denials is None or self.denials.closed
+            if exchange is None and deadline is None and self._sandbox is None and unobserved:
                 # The end itself wakes us: who reads PID 1's word of it holds the end up.
-                reap(self.init_pidfd)
+                reap(self._pidfd)
                 self.reaped = True
             elif not self._poll(deadline, exchange):
                 return False
@@ -108,7 +112,7 @@ class Process(ProcessControl, Generic[AnyStr]):
 
     def _poll(self, deadline: float | None, exchange: Exchange | None) -> bool:
         poller = select.poll()
-        poller.register(self.init_pidfd, select.POLLIN)
+        poller.register(self._pidfd, select.POLLIN)
         denials_fd = -1 if self.denials is None or self.denials.closed or self._all_denied else self.denials.fileno()
         if denials_fd >= 0:
             poller.register(denials_fd, select.POLLIN)
@@ -121,7 +125,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                 return False
             ended = False
             for fd, _ in ready:
-                if fd == self.init_pidfd:
+                if fd == self._pidfd:
                     ended = True
                 elif fd == denials_fd:
                     if not self.answer():
@@ -167,7 +171,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         """End the whole tree, certainly, and wait until it has gone.
 
         PID 1 is asked first, because it counts what it reaps; 100 ms later it is killed, and the kernel kills
-        what is left.
+        what is left. Of a further command, its process group is killed; what has left that ends with the sandbox.
         """
         with self._lock:
             if self._reading:  # a signal handler that interrupted the noting of the end
@@ -178,7 +182,11 @@ class Process(ProcessControl, Generic[AnyStr]):
         self._send(Q_KILL)
         if not self._await_end(deadline_of(_SIGKILL_AFTER)):
             self._signal_init()
-            self._await_end(None)
+            if not self._await_end(None if self._sandbox is None else deadline_of(_REMAINS_AFTER)):
+                # Dead, and not reaped: PID 1 gets what another process inside traces when that lets go of it.
+                with self._lock:
+                    if self.returncode is None:
+                        self._ended(signal.SIGKILL)
 
     def release(self) -> None:
         """Let a process that was started with `hold=True` execute its program; nothing happens the second time.
@@ -340,7 +348,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         if self._owner != os.getpid():
             self._let_go()
             return
-        if not self._detached and self.init_pidfd >= 0 and self._look() is None:
+        if not self._detached and self._pidfd >= 0 and self._look() is None:
             self.kill()
         self.close_streams()
         for supervised in (self.notifier, self.denials):
@@ -355,9 +363,9 @@ class Process(ProcessControl, Generic[AnyStr]):
         control, self._control = self._control, None
         if control is not None:
             control.close()
-        if self.init_pidfd >= 0:
-            os.close(self.init_pidfd)
-            self.init_pidfd = -1
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
         self._close_inner()
 
     def __enter__(self) -> Self:
@@ -370,7 +378,7 @@ class Process(ProcessControl, Generic[AnyStr]):
             if kind is not None:
                 self.kill()
             self.close_streams()
-            if self.init_pidfd >= 0:
+            if self._pidfd >= 0:
                 self._await_end(None)
         self.close()
         if kind is None and self._failure is not None and not self._failure_told:

@@ -4,7 +4,7 @@ Nothing that comes out of a sandbox is trusted: records have a fixed size and ar
 word is believed because the payload cannot reach the channel, which closes when its program is executed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from struct import Struct
 from typing import Final, NamedTuple, Protocol
@@ -14,6 +14,7 @@ from sandbox.limits import RLIMITS
 from sandbox.result import Enforced, Usage
 
 RECORD_SIZE: Final = 1024
+MAX_PAYLOADS: Final = 32
 _RECORD = Struct("<2I2iq")
 _IDENTITY = Struct("<8I5Q5Q")
 _MAX_GROUPS, _NO_LIMIT = 176, 2**64 - 1
@@ -115,7 +116,7 @@ class Control(Protocol):
         """Return the next record; None at the end of file; BlockingIOError when there is none, with wait after 1 s."""
         ...
 
-    def send(self, record: bytes) -> None:
+    def send(self, record: bytes, fds: Sequence[int] = ()) -> None:
         """Send a request; an end that is gone is not an error, the end of file tells."""
         ...
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from errno import EACCES, EINVAL, EIO, ELOOP, EMFILE, ENOENT, ENOMEM, ENOSPC, EPERM, EPIPE
 from typing import Any
 
-from sandbox import DEVNULL, Plan, Process, Sandbox
+from sandbox import DEVNULL, Plan, Process, Sandbox, compiler, identity
 from sandbox.plan import SEGMENTS, Call, Data, Segment, Slot
 from sandbox.runner import order_of
 from sandbox.streams import Streams
@@ -66,6 +66,31 @@ def launch(
         for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
             streams.add(name, stream)
         return sandbox._launch(order_of(args, plan=plan, **options), streams)
+    finally:
+        streams.close_child()
+
+
+def further(sandbox: Sandbox, args: list[str]) -> Plan:
+    """Return the plan of one more command in a sandbox that runs."""
+    compiled = compiler.compile_plan(sandbox._spec, identity.caller(sandbox._spec), compiler.Variant(further=True))
+    return replace(compiled.plan, command=sandbox.plan(args).command)
+
+
+def enter(
+    process: Process[Any],
+    args: list[str],
+    *,
+    plan: Plan,
+    stdin: Any = DEVNULL,
+    stdout: Any = DEVNULL,
+) -> int:
+    """Run one more command with a plan of its own; return its status."""
+    streams = Streams()
+    try:
+        for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", DEVNULL)):
+            streams.add(name, stream)
+        with process._launch(order_of(args, plan=plan), streams) as more:
+            return more.wait()
     finally:
         streams.close_child()
 

@@ -335,8 +335,8 @@ static int64_t look_at_limits(void)
 static _Noreturn void wait_loop(void)
 {
     const uint64_t all = ~0ull;
-    struct pollfd polled[3 + MAX_PAYLOADS];
-    struct payload *heard[3 + MAX_PAYLOADS];
+    struct pollfd polled[3 + 2 * MAX_PAYLOADS];
+    struct payload *heard[3 + 2 * MAX_PAYLOADS];
     int signals = (int)call4(__NR_signalfd4, -1, &all, 8, SFD_CLOEXEC | SFD_NONBLOCK);
     char info[128 * 4];
 
@@ -349,19 +349,26 @@ static _Noreturn void wait_loop(void)
         /* No more than there are: ppoll refuses a longer list than RLIMIT_NOFILE, which the caller may have
          * low. */
         int count = 3;
-        for (int i = 0; i < MAX_PAYLOADS; i++)
+        for (int i = 0; i < MAX_PAYLOADS; i++) {
             if (payloads[i].pid && payloads[i].sync >= 0) {
                 heard[count] = &payloads[i];
                 polled[count++] = (struct pollfd){payloads[i].sync, POLLIN, 0};
             }
+            if (i && payloads[i].pid && payloads[i].channel >= 0) {
+                heard[count] = &payloads[i];
+                polled[count++] = (struct pollfd){payloads[i].channel, POLLIN, 0};
+            }
+        }
         int64_t left = look_at_limits();
         int64_t time[2] = {left / 1000000000, left % 1000000000};
         long ready = call5(__NR_ppoll, polled, count, left >= 0 ? time : 0, 0, 0);
         if (ready < 0 && ready != -E_INTR)
             quit(125);
         for (int i = 3; i < count; i++)
-            if (polled[i].revents)
+            if (polled[i].revents && polled[i].fd == heard[i]->sync)
                 hear(heard[i]);
+            else if (polled[i].revents)
+                serve_payload(heard[i]);
         if (polled[0].revents) {
             call3(__NR_read, signals, info, sizeof info);
             reap();
@@ -374,13 +381,15 @@ static _Noreturn void wait_loop(void)
     }
 }
 
-/* Capabilities that the payload keeps are not for PID 1. */
+/* Capabilities that the payload keeps are not for PID 1: it only hands them on to further payloads. */
 static void drop_capabilities(void)
 {
     const uint32_t header[2] = {0x20080522 /* version 3 */, 0};
-    const uint32_t none[6] = {0};
+    uint32_t sets[6] = {0}; /* effective, permitted, inheritable; then their upper halves */
 
-    call2(__NR_capset, header, none);
+    call2(__NR_capget, header, sets);
+    sets[0] = sets[3] = 0;
+    call2(__NR_capset, header, sets);
 }
 
 /* The set-up is done: let go of all that served it. The payload's streams above all, or their readers wait

@@ -45,6 +45,8 @@ extern volatile int signals_reset; /* by stage 1, in the same memory */
 #define KIB 1024
 struct payload {
     int pid, sync, started;
+    int channel;  /* of a further payload: its own; the first one has the sandbox's */
+    int detached; /* its launcher let it go */
     uint32_t id;
     int64_t since;
     struct shared *shared;
@@ -95,6 +97,7 @@ void forget_stack(void);
 void settle(struct payload *p, int dead, int status);
 void settle_if_known(struct payload *p);
 void hear(struct payload *p);
+void tell_payload(const struct payload *p, struct record *record, const int *fds, int count);
 struct payload *find(long pid);
 struct payload *find_id(uint32_t id);
 
@@ -107,6 +110,7 @@ void end_watched(void);
 
 /* requests.c */
 void serve(void);
+void serve_payload(struct payload *p);
 
 /* listen.c */
 long install_listening(unsigned flags, const void *program);

@@ -69,7 +69,7 @@ static long prepare(int wait, struct payload **prepared)
     long error = wait ? 0 : call4(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
     if (error < 0)
         return error;
-    *free_one = (struct payload){.sync = pair[0], .since = now(), .shared = shared};
+    *free_one = (struct payload){.sync = pair[0], .channel = -1, .since = now(), .shared = shared};
     sync_fd = pair[1];
     *prepared = free_one;
     return 0;
@@ -128,6 +128,15 @@ long spawn(int wait, int early)
     return pid;
 }
 
+void tell_payload(const struct payload *p, struct record *record, const int *fds, int count)
+{
+    record->id = p->id;
+    if (p == &payloads[0])
+        tell(record, fds, count);
+    else
+        (void)send_record(p->channel, record, fds, count);
+}
+
 /* The payload has executed its program, or has ended before: tell which. */
 void settle(struct payload *p, int dead, int status)
 {
@@ -139,20 +148,20 @@ void settle(struct payload *p, int dead, int status)
         record = p->shared->failure;
         record.type = R_FAILED;
         record.id = p->id;
-        tell(&record, 0, 0);
+        tell_payload(p, &record, 0, 0);
         p->started = -1;
     } else if (dead && p->shared->stage != PAYLOAD_EXECS) {
         record.type = R_FAILED;
         record.step = -1;
         record.error = E_CHILD;
         record.value = status;
-        tell(&record, 0, 0);
+        tell_payload(p, &record, 0, 0);
         p->started = -1;
     } else {
         record.type = R_STARTED;
         record.value = p->pid;
         record.body.identity = p->shared->identity;
-        tell(&record, 0, 0);
+        tell_payload(p, &record, 0, 0);
     }
 }
 
@@ -200,7 +209,7 @@ void hear(struct payload *p)
     if (got == 1) {
         struct record record = {.type = R_HELD, .id = p->id, .value = p->pid};
         record.body.identity = p->shared->identity;
-        tell(&record, 0, 0);
+        tell_payload(p, &record, 0, 0);
         return;
     }
     /* Dead, or about to be: then SIGCHLD tells, with the status. */

@@ -113,7 +113,8 @@ enum record_type {
     Q_RELEASE,   /* let the held payload go on */
     Q_DETACH,    /* forget the lifeline */
     Q_NAMESPACE, /* value: index of the namespace; answered by R_FD */
-    Q_SPAWN,     /* with a plan, then its slots: one more payload */
+    Q_SPAWN,     /* with a plan, a channel of its own, and its slots from SLOT_STDIN on: one more payload.
+                    There it is told R_INIT, with its pidfd, and the rest, and takes Q_KILL, Q_SIGNAL, Q_DETACH */
     Q_SIGNAL,    /* value: signal for payload `id` */
     Q_PIDFD,     /* the pidfd of payload `id`; answered by R_FD */
     Q_JOINED,    /* PID 1 is in the launcher's process group */

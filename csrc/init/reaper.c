@@ -56,6 +56,23 @@ static void copy_usage(struct usage *to, const int64_t *r)
     to->involuntary_switches = r[17];
 }
 
+/* A further payload has ended: report it, and forget it. */
+static void bury(struct payload *p, int status, const int64_t *rusage)
+{
+    if (!p->started)
+        settle(p, 1, status);
+    if (p->started > 0) {
+        struct record record = {.type = R_ENDED, .value = status};
+        copy_usage(&record.body.end.usage, rusage);
+        record.body.end.usage.wall_ns = now() - p->since;
+        record.body.end.identity = p->shared->identity;
+        tell_payload(p, &record, 0, 0);
+    }
+    close_fd(&p->channel);
+    call2(__NR_munmap, p->shared, sizeof *p->shared);
+    *p = (struct payload){.sync = -1, .channel = -1};
+}
+
 /* Stage 1 has failed: a PID 1 that is its own child, and not the launcher's, goes with it. */
 void end_watched(void)
 {
@@ -74,10 +91,10 @@ _Noreturn void finish(int status, int error)
 
     for (;;) {
         /* Orphans come to PID 1: without a child nothing is left, and nobody has to be looked for. */
-        long pid = call4(__NR_wait4, -1, &other, WNOHANG, 0);
+        long pid = call4(__NR_wait4, -1, &other, WNOHANG, rusage);
         if (pid == 0) {
             kill_all();
-            pid = call4(__NR_wait4, -1, &other, 0, 0);
+            pid = call4(__NR_wait4, -1, &other, 0, rusage);
         }
         if (pid == -E_CHILD)
             break;
@@ -86,6 +103,8 @@ _Noreturn void finish(int status, int error)
             if (!p->started)
                 settle(p, 1, other);
             record.value = other;
+        } else if (p) {
+            bury(p, other, rusage);
         }
     }
     call2(__NR_getrusage, RUSAGE_CHILDREN, rusage);
@@ -107,24 +126,16 @@ void reap(void)
         struct payload *p = find(pid);
         if (!p)
             continue; /* an orphan of the sandbox */
+        if (p != &payloads[0]) {
+            bury(p, status, rusage);
+            continue;
+        }
         if (!p->started)
             settle(p, 1, status);
-        if (p == &payloads[0]) {
-            if (p->started < 0) {
-                kill_all();
-                quit(125);
-            }
-            finish(status, 0);
+        if (p->started < 0) {
+            kill_all();
+            quit(125);
         }
-        if (p->started > 0) {
-            struct record record = {.type = R_ENDED, .id = p->id, .value = status};
-            copy_usage(&record.body.end.usage, rusage);
-            record.body.end.usage.wall_ns = now() - p->since;
-            record.body.end.identity = p->shared->identity;
-            tell(&record, 0, 0);
-        }
-        call2(__NR_munmap, p->shared, sizeof *p->shared);
-        p->shared = 0;
-        p->pid = 0;
+        finish(status, 0);
     }
 }

@@ -12,38 +12,89 @@
 
 static int detached; /* the launcher let us go: its end is nothing to us */
 
-static void refuse(uint32_t id, int error)
+static void refuse_on(int channel, uint32_t id, int error)
 {
     struct record record = {.type = R_REFUSED, .id = id, .error = error};
 
-    tell(&record, 0, 0);
+    (void)send_record(channel, &record, 0, 0);
 }
 
-/* One more payload: the plan is the first descriptor, its slots are the others in order. */
-static void serve_spawn(const struct record *request, int *fds, int count)
+static void refuse(uint32_t id, int error)
 {
-    int error = count > 0 ? map_plan(fds[0], &plan) : -E_BADF;
+    refuse_on(control, id, error);
+}
 
-    if (!error && plan->slot_count != (uint32_t)count - 1) {
-        unmap_plan(plan);
+/*
+ * One more payload: its plan, its own channel, and what its slots hold from SLOT_STDIN on. It is forked, and
+ * we do not wait for it: what is at its paths belongs to the sandbox, and may take any time.
+ */
+static int start_payload(const struct record *request, int *fds, int count)
+{
+    int error = count > 1 ? map_plan(fds[0], &plan) : -E_BADF;
+
+    if (error)
+        return error;
+    if (plan->slot_count == (uint32_t)count - 2 + SLOT_STDIN) {
+        plan->slot[SLOT_CONTROL] = fds[1];
+        plan->slot[SLOT_LIFELINE] = plan->slot[SLOT_CLAIM] = -1;
+        for (int i = 2; i < count; i++)
+            plan->slot[SLOT_STDIN + i - 2] = fds[i];
+        error = (int)spawn(0, 0);
+    } else {
         error = -E_PROTO;
     }
-    if (!error) {
-        for (int i = 1; i < count; i++)
-            plan->slot[i - 1] = fds[i];
-        plan->slot[SLOT_CONTROL] = control;
-        error = (int)spawn(1, 0);
-        if (error > 0) {
-            struct payload *p = find(error);
-            p->id = request->id;
-            explain(p->shared);
-            settle_if_known(p);
-            error = 0;
-        }
-        unmap_plan(plan);
+    unmap_plan(plan);
+    struct payload *p = error > 0 ? find(error) : 0;
+    if (!p)
+        return error;
+    struct record record = {.type = R_INIT, .value = p->pid};
+    int pidfd = (int)call2(__NR_pidfd_open, p->pid, 0);
+    p->id = request->id;
+    p->channel = fds[1];
+    fds[1] = -1;
+    tell_payload(p, &record, &pidfd, pidfd >= 0);
+    close_fd(&pidfd);
+    return 0;
+}
+
+static void serve_spawn(const struct record *request, int *fds, int count)
+{
+    int error = start_payload(request, fds, count);
+
+    if (error < 0)
+        refuse_on(count > 1 ? fds[1] : control, request->id, -error);
+}
+
+/* Its process group, which it leads unless it has left it; what has moved elsewhere ends with the sandbox. */
+static void kill_payload(const struct payload *p)
+{
+    call2(__NR_kill, p->pid, SIGKILL);
+    call2(__NR_kill, -p->pid, SIGKILL);
+}
+
+void serve_payload(struct payload *p)
+{
+    struct record request;
+    int fds[MAX_SLOTS];
+    int count = receive_record(p->channel, &request, fds, MAX_SLOTS);
+
+    if (count == -E_PIPE) { /* nobody waits for it any more */
+        close_fd(&p->channel);
+        if (!p->detached)
+            kill_payload(p);
     }
-    if (error)
-        refuse(request->id, -error);
+    if (count < 0)
+        return;
+    if (request.type == Q_KILL)
+        kill_payload(p);
+    else if (request.type == Q_SIGNAL)
+        call2(__NR_kill, p->pid, request.value);
+    else if (request.type == Q_DETACH)
+        p->detached = 1;
+    else
+        refuse_on(p->channel, request.id, E_INVAL);
+    for (int i = 0; i < count; i++)
+        call1(__NR_close, fds[i]);
 }
 
 /*

@@ -232,11 +232,15 @@ static long place(const uint32_t *pairs, uint64_t count)
             return fd;
         source[i] = (int)fd;
     }
-    if (sync_fd >= 0 && sync_fd <= highest) {
-        long fd = call3(__NR_fcntl, sync_fd, F_DUPFD_CLOEXEC, highest + 1);
+    /* What we still talk through: to PID 1, and to the launcher, who gets the listener of a filter. */
+    int *kept[] = {&sync_fd, &plan->slot[SLOT_CONTROL]};
+    for (int i = 0; i < 2; i++) {
+        if (*kept[i] < 0 || *kept[i] > highest)
+            continue;
+        long fd = call3(__NR_fcntl, *kept[i], F_DUPFD_CLOEXEC, highest + 1);
         if (fd < 0)
             return fd;
-        sync_fd = (int)fd;
+        *kept[i] = (int)fd;
     }
     for (uint64_t i = 0; i < count; i++) {
         error = call3(__NR_dup3, source[i], pairs[2 * i], 0);

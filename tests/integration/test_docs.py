@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.needs_userns, pytest.mark.needs_landlock(3), pytest.ma
 
 PAGES = {
     name: (Path(harness.REPOSITORY) / "docs" / name).read_text()
-    for name in ("filters.md", "identity.md", "landlock.md", "notify.md", "supervise.md", "terminal.md")
+    for name in ("filters.md", "identity.md", "landlock.md", "notify.md", "process.md", "supervise.md", "terminal.md")
 }
 PROGRAMS = [
     (page, *found)

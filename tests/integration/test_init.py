@@ -17,15 +17,17 @@ import plans
 import pytest
 
 import sandbox as package
-from sandbox import Sandbox, SetupError
+from sandbox import Sandbox, SetupError, compiler, launch, launcher
 from sandbox.plan import Command, Program, Template, candidates
 from sandbox.records import (
+    Q_KILL,
     Q_NAMESPACE,
     Q_PIDFD,
     Q_SPAWN,
     R_ENDED,
     R_FAILED,
     R_FD,
+    R_INIT,
     R_REFUSED,
     R_STARTED,
     RECORD_SIZE,
@@ -307,56 +309,86 @@ def test_request_of_another_size_is_passed_over(size):
 
 
 def further(process, command, fds=(-1, -1, -1), **changes):
-    """Ask for one more payload: the payload's segment of a plan as a plan of its own."""
+    """Ask for one more payload: the payload's segment of a plan as a plan of its own; return its channel."""
     box = Sandbox().seccomp(None)
-    plan = box.plan(command)
-    steps = plan.segments[2]
-    alone = type(plan)(((), (), steps), plan.command, plan.slots, 0)
-    path = "/usr/bin:/bin"
+    plan = compiler.compile_plan(box._spec, launcher.caller(box._spec), compiler.Variant(further=True)).plan
     words = tuple(word.encode() for word in command)
-    spec = Command(words, (b"PATH=/usr/bin",), candidates(words[0], path), plan.command.values)
-    image = bytes(Template(alone).image(spec))
+    spec = Command(words, (b"PATH=/usr/bin",), candidates(words[0], "/usr/bin:/bin"))
+    image = bytes(Template(plan).image(spec))
     if changes:
         image = header_with(image, **changes)
     plan_fd, null = memfd(image), os.open("/dev/null", os.O_RDWR)
-    given = [plan_fd, null, null, null, *(null if fd < 0 else fd for fd in fds)]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    given = [plan_fd, theirs.fileno(), *(null if fd < 0 else fd for fd in fds)]
     channel = socket.socket(fileno=os.dup(process._control.fileno()))
     try:
         socket.send_fds(channel, [request(Q_SPAWN, id_=5)], given)
     finally:
         channel.close()
+        theirs.close()
         os.close(plan_fd)
         os.close(null)
+    return launch.ControlChannel(ours.detach())
 
 
-def test_further_payload_runs_and_reports():
+def records_of(channel, last=None):
+    """Return what a payload's channel says, up to a kind of record, or to its end: then it is closed."""
+    found = []
+    while not found or found[-1].type != last:
+        try:
+            record = channel.receive(wait=True)
+        except BlockingIOError:
+            continue
+        if record is None:
+            channel.close()
+            break
+        for fd in record.fds:
+            os.close(fd)
+        found.append(record)
+    return found
+
+
+def test_further_payload_runs_and_reports_on_its_own_channel():
     with plans.pipes() as (read_end, write_end), running() as process:
         for code in (0, 3):
-            further(process, ["sh", "-c", f"echo pid $$; exit {code}"], fds=(-1, write_end, -1))
-            started = answer(process, (R_STARTED, R_FAILED, R_REFUSED))
-            assert (R_STARTED, 5) == (started.type, started.id), started
-            ended = answer(process, (R_ENDED,))
-            assert (5, code << 8) == (ended.id, ended.value)
+            told = records_of(further(process, ["sh", "-c", f"echo pid $$; exit {code}"], fds=(-1, write_end, -1)))
+            assert [(R_INIT, 5, 1), (R_STARTED, 5, 0), (R_ENDED, 5, 0)] == [(r.type, r.id, len(r.fds)) for r in told]
+            assert code << 8 == told[-1].value
             assert os.read(read_end, 100).startswith(b"pid ")
         assert process.poll() is None
-        further(process, ["no-such-program"])
-        failed = answer(process, (R_STARTED, R_FAILED, R_REFUSED))
-        assert (R_FAILED, 5, errno.ENOENT) == (failed.type, failed.id, failed.error)
-        further(process, ["true"], magic=0)
-        assert (R_REFUSED, 5) == answer(process)[:2]
+        told = records_of(further(process, ["no-such-program"]))
+        assert (R_FAILED, 5, errno.ENOENT) == (told[-1].type, told[-1].id, told[-1].error)
+        told = records_of(further(process, ["true"], magic=0))
+        assert [(R_REFUSED, errno.EPROTO)] == [(r.type, r.error) for r in told]
+        assert [R_REFUSED] == [r.type for r in records_of(further(process, ["true"], fds=(-1, -1)))]
         assert process.poll() is None
         process.kill()
         assert -9 == process.returncode
 
 
+def test_channel_of_a_further_payload_takes_no_request_of_the_sandbox():
+    with running() as process:
+        channel = further(process, ["sleep", "1000"])
+        records_of(channel, R_STARTED)
+        for kind in (Q_SPAWN, Q_NAMESPACE, 0, 2**32 - 1):
+            channel.send(request(kind))
+        channel.send(request(Q_KILL))
+        told = records_of(channel)
+        assert [errno.EINVAL] * 4 == [record.error for record in told if record.type == R_REFUSED]
+        assert (R_ENDED, signal.SIGKILL) == (told[-1].type, told[-1].value)
+        assert process.poll() is None
+        process.kill()
+
+
 def test_many_further_payloads_at_once_and_no_more_than_there_is_room_for():
     with running() as process:
-        kinds = []
-        for _ in range(40):
-            further(process, ["sleep", "1000"])
-            kinds.append(answer(process, (R_STARTED, R_FAILED, R_REFUSED)).type)
-        assert [R_STARTED] * 31 + [R_REFUSED] * 9 == kinds
+        channels = [further(process, ["sleep", "1000"]) for _ in range(40)]
+        process.send_signal(0)
+        for channel in channels[:31]:
+            assert R_STARTED == records_of(channel, R_STARTED)[-1].type
         process.kill()
+        ends = [records_of(channel)[-1].type for channel in channels]
+        assert [R_ENDED] * 31 + [R_REFUSED] * 9 == ends
 
 
 # ── the launcher dies ────────────────────────────────────────────────────────────────────────────────────────────────
