@@ -394,6 +394,9 @@ class Launcher:
     def failed(self, prepared: Prepared, error: SetupError) -> None:
         """Look at an error of the launch: facts of the host may have changed since the plan was compiled."""
         self._cache = None
+        out_of_memory = None if prepared.group is None else prepared.group.oom()
+        if out_of_memory is not None:
+            error.hint = f"{out_of_memory}; the set-up itself takes some hundred KiB of limit(memory=)"
         self._dismiss(prepared)
         if prepared.compiled.tree_slot is not None:
             shown = compile_plan(self._spec, prepared.cache.who, prepared.variant).plan

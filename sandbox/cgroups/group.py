@@ -236,8 +236,12 @@ class Group:
         if part.place.version == 2:
             found = files.flat(part.fd, "cpu.stat")
             return found.get("user_usec", 0) / 1e6, found.get("system_usec", 0) / 1e6
-        user, system = (files.number(part.fd, f"cpuacct.usage_{kind}") for kind in ("user", "sys"))
-        return None if user is None or system is None else (user / 1e9, system / 1e9)
+        total, user, system = (files.number(part.fd, f"cpuacct.usage{kind}") for kind in ("", "_user", "_sys"))
+        if total is None or user is None or system is None:
+            return None
+        # The parts are counted by other means, without what a hypervisor took; version 2 scales them like this.
+        share = user / (user + system) if user + system else 1.0
+        return total * share / 1e9, total * (1 - share) / 1e9
 
     def counts(self) -> dict[str, float | int]:
         """Return what the group counted, by the names of `Usage`; what nobody counts is left out."""
@@ -344,10 +348,7 @@ class Group:
             files.write(part.fd, f"{INNER}/cgroup.freeze", "1")
             stands = self._until_frozen(part, deadline)
         else:
-            name = f"{INNER}/freezer.state"
-            files.write(part.fd, name, "FROZEN")
-            # Reading tries again for who was not ready; nobody can be waited for.
-            stands = _until(lambda: (files.read(part.fd, name) or "FROZEN").strip() == "FROZEN", deadline)
+            stands = _until(lambda: self._frozen_v1(part), deadline)
         if not stands:
             self.thaw(init_pid)
             raise TimeoutError(errno.ETIMEDOUT, "a process of the sandbox could not be frozen within 10 seconds")
@@ -363,6 +364,16 @@ class Group:
             files.write(part.fd, f"{INNER}/cgroup.freeze", "0")
         else:
             files.write(part.fd, f"{INNER}/freezer.state", "THAWED")
+
+    @staticmethod
+    def _frozen_v1(part: Part) -> bool:
+        """Tell all to stand, and look whether they do: nobody can be waited for.
+
+        Told once, a process that was on its way to sleep where no signal wakes it, as after vfork(2), never does.
+        """
+        name = f"{INNER}/freezer.state"
+        files.write(part.fd, name, "FROZEN")
+        return (files.read(part.fd, name) or "FROZEN").strip() == "FROZEN"
 
     @property
     def can_freeze(self) -> bool:

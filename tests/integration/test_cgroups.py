@@ -51,8 +51,27 @@ def versions(controller: str) -> set[str]:
     return {f"v{place.version}" for place in harness._places() if controller in place.controllers}
 
 
+@pytest.fixture(params=["as found", "version 1"])
+def each_version(request, monkeypatch):
+    """Run a test as the host is and, where that is a mixture, with what version 1 has alone."""
+    if request.param == "version 1":
+        find = cgroups.find
+
+        def only_version_1(*arguments):
+            host = find(*arguments)
+            return host._replace(places=tuple(place for place in host.places if place.version == 1))
+
+        monkeypatch.setattr(cgroups, "find", only_version_1)
+        monkeypatch.setattr(cgroups, "_known", None)
+        needed = {"freezer", "cpuacct", "memory", "pids"}
+        found = {name for place in cgroups._host().places for name in place.controllers}
+        if not needed <= found:
+            pytest.skip(f"version 1 of control groups has no {', '.join(sorted(needed - found))} here")
+    return request.param
+
+
 @pytest.fixture
-def sleeper():
+def sleeper(each_version):
     with Sandbox().limit(pids=20).popen(["sleep", "1000"]) as process:
         yield process
         process.kill()
@@ -62,7 +81,7 @@ def sleeper():
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_memory_bomb_ends_for_want_of_memory(kind):
+def test_memory_bomb_ends_for_want_of_memory(kind, each_version):
     done = Sandbox().limit(memory=MEMORY, open_files=4096).run(payloads.script(BOMBS[kind]), timeout=60)
     assert (-signal.SIGKILL, Reason.OOM) == (done.returncode, done.reason), done.detail
     assert "oom_kill" in done.detail and str(MEMORY) in done.detail
@@ -167,6 +186,19 @@ def test_rates_of_disks_are_in_force():
 
 
 @pytest.mark.needs_cgroup("io")
+def test_what_is_written_to_a_disk_is_counted(tmp_path):
+    """Direct writes: version 1 does not know whose the page cache is."""
+    box = Sandbox().limit(io={"write": "1G"}).bind(payloads.ours(tmp_path), "/data")
+    try:
+        cgroups.files.disk_of(str(tmp_path))
+    except OSError as error:
+        pytest.skip(f"{tmp_path} is on no disk: {error}")
+    done = box.run(["dd", "if=/dev/zero", "of=/data/x", "bs=64K", "count=16", "oflag=direct", "status=none"])
+    assert 0 == done.returncode, done.detail
+    assert done.usage.written_bytes >= 1 << 20
+
+
+@pytest.mark.needs_cgroup("io")
 def test_disk_that_is_none_is_named():
     with pytest.raises(UnsupportedError, match="/proc"):
         Sandbox().limit(io={"read:/proc": "1M"}).run(["true"])
@@ -236,7 +268,7 @@ while True: kept.append(bytearray(1 << 20))
 
 
 @pytest.mark.parametrize("options", [{}, {"init": False}])
-def test_cpu_time_is_that_of_all_processes(options):
+def test_cpu_time_is_that_of_all_processes(options, each_version):
     """Many short-lived ones: no process comes near the limit by itself."""
     script = "while :; do sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done'; done"
     box = Sandbox().limit(cpu_time=1, wall_time=100)
@@ -251,7 +283,7 @@ def test_cpu_time_is_that_of_all_processes(options):
 # ── usage ──
 
 
-def test_usage_grows_while_it_runs_and_is_final_at_the_end():
+def test_usage_grows_while_it_runs_and_is_final_at_the_end(each_version):
     body = """
 kept = bytearray(20 << 20)
 sys.stdout.write("x"); sys.stdout.flush()
@@ -288,7 +320,7 @@ sys.stdin.read()
         process.kill()
 
 
-def test_usage_counts_what_escaped_the_reaper():
+def test_usage_counts_what_escaped_the_reaper(each_version):
     """With a SIGKILL to PID 1 nobody reaps; the group has counted all the same."""
     body = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(1000)"
     with Sandbox().limit(pids=20).popen(payloads.script(body), stdout=-1) as process:
@@ -315,7 +347,7 @@ def frozen(process: Process) -> bool:
     return "frozen 1\n" in tell_group(process, "freezer", "cgroup.events")
 
 
-def test_frozen_sandbox_stands_and_goes_on():
+def test_frozen_sandbox_stands_and_goes_on(each_version):
     body = """
 import time
 print("ready", flush=True)
@@ -339,7 +371,7 @@ for line in sys.stdin: print("heard", flush=True)
         process.thaw()
 
 
-def test_payload_that_is_pid_1_is_frozen_too():
+def test_payload_that_is_pid_1_is_frozen_too(each_version):
     with Sandbox().init(False).limit(pids=20).popen(["sleep", "1000"]) as process:
         process.freeze()
         assert frozen(process)
@@ -354,14 +386,14 @@ def test_kill_of_a_frozen_sandbox_ends_and_counts_it(sleeper):
     assert sleeper.result().usage.max_rss > 0  # PID 1 was there to reap
 
 
-def test_vfork_parent_is_frozen_with_its_child():
+def test_vfork_parent_is_frozen_with_its_child(each_version):
     with Sandbox().limit(pids=20).popen(["sh", "-c", "sh -c 'sleep 1000; true'; true"]) as process:
         process.freeze()
         assert frozen(process)
         process.kill()
 
 
-def test_frozen_sandbox_ends_with_its_caller(tmp_path, monkeypatch):
+def test_frozen_sandbox_ends_with_its_caller(tmp_path, monkeypatch, each_version):
     out = tmp_path / "pids"
 
     def launch_and_end():
@@ -431,7 +463,7 @@ def test_freeze_without_a_group_says_how_to_get_one():
         process.kill()
 
 
-def test_shared_pid_namespace_ends_with_its_group():
+def test_shared_pid_namespace_ends_with_its_group(each_version):
     """PID 1 is none there: what hides from it is in the group."""
     box = Sandbox().share("pid").limit(pids=50)
     script = "for i in 1 2 3; do (setsid sh -c 'sleep 1000 & sleep 1000' &) ; done; echo ready; sleep 1000"
@@ -443,6 +475,12 @@ def test_shared_pid_namespace_ends_with_its_group():
 
 
 # ── failure ──
+
+
+def test_set_up_that_runs_out_of_memory_says_so_and_leaves_nothing():
+    with pytest.raises(OSError, match="some hundred KiB"):  # of the group, or of what is set up in it
+        Sandbox().limit(memory="64K").run(["true"])
+    assert [] == harness.own_cgroups()
 
 
 @pytest.mark.parametrize("limits", [{"memory": MEMORY, "pids": 20}, {"pids": 20}])
