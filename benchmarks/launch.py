@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 
 import contenders
+import loops
 import processes
 from contenders import Missing
 from processes import Worker, interleave, percentile
@@ -243,6 +244,21 @@ def measure_leaks(settings: Settings) -> Result:
     return rows, []
 
 
+def measure_loop(settings: Settings) -> Result:
+    """Many at once on one event loop."""
+    launches = 200 if settings.quick else 1000
+    what = f"{launches:,} run_async of sleep 0.1, 64 at a time"
+    late = Row("loop", f"{what}: the loop is late, 99th percentile", "ms", 50)
+    left = Row("loop", f"{what}: descriptors and children left", "", 0)
+    took = Row("loop", f"{what}: all of them", "s")
+    for _ in range(settings.runs):
+        crowd = loops.crowd(launches, 64)
+        late.runs.append(crowd.latency * 1e3)
+        left.runs.append(crowd.left)
+        took.runs.append(crowd.seconds)
+    return [late, left, took], []
+
+
 def measure_start(settings: Settings) -> Result:
     """What the import and the command cost."""
     rounds = max(5, settings.rounds // 5)
@@ -309,6 +325,7 @@ GROUPS: dict[str, Callable[[Settings], Result]] = {
     "workers": measure_workers,
     "idle": measure_idle,
     "leaks": measure_leaks,
+    "loop": measure_loop,
     "start": measure_start,
 }
 

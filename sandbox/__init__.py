@@ -51,6 +51,13 @@ if TYPE_CHECKING:
         Notifier as Notifier,
         Notifier_async as Notifier_async,
     )
+    from sandbox.process_async import Process_async as Process_async
+    from sandbox.waiting import (
+        as_completed as as_completed,
+        as_completed_async as as_completed_async,
+        wait_any as wait_any,
+        wait_any_async as wait_any_async,
+    )
 
 # What most programs do not need is imported when it is first asked for.
 _LATER = {
@@ -64,6 +71,11 @@ _LATER = {
     "Notification": "notify",
     "Notifier": "notify",
     "Notifier_async": "notify",
+    "Process_async": "process_async",
+    "as_completed": "waiting",
+    "as_completed_async": "waiting",
+    "wait_any": "waiting",
+    "wait_any_async": "waiting",
 } | dict.fromkeys(
     ("Action", "Allow", "Arg", "Condition", "Difference", "Errno", "Filter", "Kill", "KillThread", "Log", "Notify",
      "Trace", "Trap", "arg"),
@@ -114,6 +126,7 @@ __all__ = [
     "PolicyError",
     "PopenOptions",
     "Process",
+    "Process_async",
     "Reason",
     "Result",
     "RunOptions",
@@ -129,11 +142,19 @@ __all__ = [
     "UnsupportedError",
     "Usage",
     "arg",
+    "as_completed",
+    "as_completed_async",
     "confine",
     "popen",
+    "popen_async",
     "run",
+    "run_async",
+    "wait_any",
+    "wait_any_async",
 ]
 
 _default = Sandbox()
 run = _default.run
 popen = _default.popen
+run_async = _default.run_async
+popen_async = _default.popen_async

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sandbox.filters import Filter
     from sandbox.landlock import Landlock, LandlockOptions
     from sandbox.process import Process
+    from sandbox.process_async import Process_async
 
 
 _EXAMPLE: Final = 0x70000000
@@ -129,6 +130,9 @@ class Sandbox(Runner):
 
     def _launch(self, order: Order, streams: Streams) -> "Process[Any]":
         return self._launcher.launch(order, streams)
+
+    async def _launch_async(self, order: Order, streams: Streams) -> "Process_async":
+        return await self._launcher.launch_async(order, streams)
 
     def __eq__(self, other: object) -> bool:
         """Compare what they say."""

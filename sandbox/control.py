@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from sandbox.compiler import Layers
 from sandbox.errors import BusyError, SetupError, UnsupportedError
@@ -36,15 +36,17 @@ from sandbox.records import (
     parse_usage,
     request,
 )
-from sandbox.result import Enforced, Reason, Usage
+from sandbox.result import Enforced, Reason, Result, Usage
 from sandbox.runner import Args, Order, Runner
 from sandbox.streams import Streams, close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from sandbox.cgroups.group import Group
     from sandbox.compiler import Namespace
+    from sandbox.denials import Denied
+    from sandbox.filters import Filter
     from sandbox.terminal import Terminal
 
 # In the order in which init numbers them.
@@ -76,7 +78,7 @@ class ProcessControl(Runner):
         *,
         name: str | None = None,
         held: bool = False,
-        sandbox: "Self | None" = None,
+        sandbox: "ProcessControl | None" = None,
     ) -> None:
         self.args = args
         self.name = name
@@ -85,6 +87,7 @@ class ProcessControl(Runner):
         # Of a further command: the first one, whose PID 1 it is that we ask.
         self._sandbox = sandbox
         self.enter: Callable[[Any, Order, Streams], Any] | None = None
+        self.enter_async: Callable[[Any, Order, Streams], Coroutine[Any, Any, Any]] | None = None
         self.enforced = enforced
         self.layers = Layers()
         self.budget: Budget | None = None  # of output
@@ -112,6 +115,10 @@ class ProcessControl(Runner):
         self._since = time.monotonic()
         self._group: Group | None = None
         self.terminal: Terminal | None = None
+
+    def answer_for(self, listener: int, observed: "Filter | None") -> None:
+        """Make the object that answers for the filter: `denials` of an observed one, else `notifier`."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         """Show name, command and state."""
@@ -198,6 +205,29 @@ class ProcessControl(Runner):
         if exceeded and self._cause is None and limits.when_output_full == "kill":
             return Reason.OUTPUT_LIMIT, f"more than {limits.output} bytes of output: limit(output={limits.output})"
         return self._reason, self._detail
+
+    def _made(self, stdout: Any, stderr: Any) -> Result[Any]:
+        reason, detail = self._judged_output()
+        return Result(
+            self.args,
+            self._told(),
+            stdout,
+            stderr,
+            reason=reason,
+            detail=detail,
+            truncated=self.budget is not None and self.budget.exceeded,
+            usage=self._usage,
+            enforced=self.enforced,
+            denied=self._refused(),
+        )
+
+    def _refused(self) -> "tuple[Denied, ...]":
+        """Return what `denials` has seen."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """End what could not be made whole, waiting for it."""
+        raise NotImplementedError
 
     def _kill_inner(self) -> None:
         """End a payload whose watcher was killed, or is about to be."""
@@ -406,6 +436,18 @@ class ProcessControl(Runner):
 
     def _launch(self, order: Order, streams: Streams) -> Any:
         """Start one more command in this sandbox, under every layer."""
+        first = self._entered(order)
+        assert first.enter is not None
+        return first.enter(first, order, streams)
+
+    async def _launch_async(self, order: Order, streams: Streams) -> Any:
+        """Start one more command in this sandbox, under every layer."""
+        first = self._entered(order)
+        assert first.enter_async is not None
+        return await first.enter_async(first, order, streams)
+
+    def _entered(self, order: Order) -> "ProcessControl":
+        """Return the first command of the sandbox, in which another can be started now."""
         first = self if self._sandbox is None else self._sandbox
         first._check()
         if first._held:
@@ -426,7 +468,7 @@ class ProcessControl(Runner):
                 origin="Process",
                 hint="the sandbox has ended: its first command is what it lives for",
             )
-        return first.enter(first, order, streams)
+        return first
 
     def ask_init(self, record: bytes, fds: Sequence[int]) -> bool:
         """Send a request with descriptors to PID 1; False when it has ended."""
@@ -590,11 +632,16 @@ class ProcessControl(Runner):
 
 def reap(pidfd: int) -> int | None:
     """Reap a child by its pidfd; None when somebody else did, or SIGCHLD is ignored."""
-    try:
-        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    except ChildProcessError:
-        return None
-    return None if info is None else info.si_status
+    while True:
+        try:
+            info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        except ChildProcessError:
+            return None
+        except BlockingIOError:
+            # libuv makes every descriptor non-blocking that it is told to watch.
+            readable(pidfd, None)
+            continue
+        return None if info is None else info.si_status
 
 
 def pid_of(pidfd: int) -> int:

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from sandbox.events.base import EventLike
 from sandbox.events.base_async import EventLike_async
@@ -162,6 +162,17 @@ class Denials_async(EventLike_async[Denied]):  # noqa: N801  # the object's name
 
     def __init__(self, denials: Denials, *, maxsize: int = 0) -> None:
         super().__init__(denials, maxsize)
+
+    @property
+    def seen(self) -> list[Denied]:
+        """All refusals so far, whoever took them."""
+        return cast(Denials, self._source).seen
+
+    def start(self) -> None:
+        """Have the running loop refuse calls from now on, whether somebody asks for them or not."""
+        self._prefetch = True
+        self._bind()
+        self._register()
 
     def __aiter__(self) -> AsyncIterator[Denied]:
         """Yield refusals until no process has the filter any more."""

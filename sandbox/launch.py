@@ -380,18 +380,24 @@ class Setup:
             ) from None
         self.control.send(request(Q_JOINED))
 
+    @property
+    def question(self) -> int:
+        """What is readable when the filter asks, -1 before that can be."""
+        return self.fds[0] if self._listens and self.fds and self.init_pidfd >= 0 else -1
+
     def asked(self) -> bool:
         """Wait for a record or for a question of the filter; True when there is a question and no record.
 
         Execve itself may be what is asked about: the caller has to answer, or the program is never executed.
         """
-        if not (self._listens and self.fds and self.init_pidfd >= 0):
+        question = self.question
+        if question < 0:
             return False
         poller = select.poll()
         poller.register(self.control.fileno(), select.POLLIN)
-        poller.register(self.fds[0], select.POLLIN)
+        poller.register(question, select.POLLIN)
         ready = dict(poller.poll(1000))
-        return self.control.fileno() not in ready and bool(ready.get(self.fds[0], 0) & select.POLLIN)
+        return self.control.fileno() not in ready and bool(ready.get(question, 0) & select.POLLIN)
 
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""

@@ -3,7 +3,7 @@
 import os
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sandbox import host, launch
 from sandbox.compiler import (
@@ -15,6 +15,7 @@ from sandbox.compiler import (
     filter_of,
     notifies,
 )
+from sandbox.control import ProcessControl
 from sandbox.errors import FilterError, SetupError
 from sandbox.exchange import Budget
 from sandbox.host_ids import claim
@@ -31,7 +32,10 @@ from sandbox.streams import Streams, close_all
 if TYPE_CHECKING:
     from sandbox.cgroups import Chosen
     from sandbox.cgroups.group import Group
+    from sandbox.process_async import Process_async
     from sandbox.rootfs import Tree
+
+C = TypeVar("C", bound=ProcessControl)
 
 _MAX_VARIANTS: Final = 16
 _MAX_TREES: Final = 8
@@ -218,37 +222,49 @@ class Launcher:
         Raises:
             SetupError: A step failed; the payload has not run and nothing is left behind.
         """
+        prepared, setup = self._begin(order, streams)
+        try:
+            launch.run(setup, prepared.slots)
+        except BaseException as error:
+            self.failed(prepared, error)
+            raise
+        finally:
+            prepared.close()
+        return self._started(Process, order, setup, prepared, None)
+
+    async def launch_async(self, order: Order, streams: Streams) -> "Process_async":
+        """Launch as `launch` does, without blocking the running loop.
+
+        Raises:
+            SetupError: A step failed; the payload has not run and nothing is left behind.
+        """
+        from sandbox.process_async import run_setup
+
+        prepared, setup = self._begin(order, streams)
+        try:
+            await run_setup(setup, prepared.slots)
+        except BaseException as error:
+            self.failed(prepared, error)
+            raise
+        finally:
+            prepared.close()
+        return await self._started_async(order, setup, prepared, None)
+
+    def _begin(self, order: Order, streams: Streams) -> tuple[Prepared, Setup]:
         try:
             prepared = self.prepare(order, streams)
         except OSError as error:
             raise launch.explained(error) from None
-        compiled = prepared.compiled
         setup = Setup(
             prepared.template,
             prepared.command,
-            listens=compiled.listens,
+            listens=prepared.compiled.listens,
             held=order.hold,
             map_ids=prepared.cache.map_ids,
         )
-        try:
-            launch.run(setup, prepared.slots)
-        except SetupError as error:
-            self.failed(prepared, error)
-            raise
-        except BaseException:
-            self._dismiss(prepared)
-            raise
-        finally:
-            prepared.close()
-        process: Process[Any] = Process(
-            order.args, setup.control, setup.init_pid, setup.init_pidfd, _read(setup, compiled), name=order.name,
-            held=order.hold,
-        )  # fmt: skip
-        self.complete(process, setup, prepared)
-        process.enter = partial(self.enter, prepared)
-        return process
+        return prepared, setup
 
-    def enter(self, running: Prepared, sandbox: Process[Any], order: Order, streams: Streams) -> Process[Any]:
+    def enter(self, running: Prepared, sandbox: ProcessControl, order: Order, streams: Streams) -> Process[Any]:
         """Start one more command in a sandbox that runs, under every layer; return when its program was executed.
 
         Args:
@@ -260,21 +276,38 @@ class Launcher:
         Raises:
             SetupError: A step failed, or the sandbox has ended or is full; the program has not run.
         """
-        prepared = self._prepare_entry(running, sandbox, order, streams)
-        compiled = prepared.compiled
-        setup = Entry(prepared.template, prepared.command, sandbox.ask_init, listens=compiled.listens)
+        prepared, setup = self._begin_entry(running, sandbox, order, streams)
         try:
             launch.run(setup, prepared.slots)
         finally:
             prepared.close()
-        process: Process[Any] = Process(
-            order.args, setup.control, sandbox.init_pid, setup.init_pidfd, _read(setup, compiled), name=order.name,
-            sandbox=sandbox,
-        )  # fmt: skip
-        self.complete(process, setup, prepared)
-        return process
+        return self._started(Process, order, setup, prepared, sandbox)
 
-    def _prepare_entry(self, running: Prepared, sandbox: Process[Any], order: Order, streams: Streams) -> Prepared:
+    async def enter_async(
+        self, running: Prepared, sandbox: ProcessControl, order: Order, streams: Streams
+    ) -> "Process_async":
+        """Start one more command as `enter` does, without blocking the running loop.
+
+        Raises:
+            SetupError: A step failed, or the sandbox has ended or is full; the program has not run.
+        """
+        from sandbox.process_async import run_setup
+
+        prepared, setup = self._begin_entry(running, sandbox, order, streams)
+        try:
+            await run_setup(setup, prepared.slots)
+        finally:
+            prepared.close()
+        return await self._started_async(order, setup, prepared, sandbox)
+
+    def _begin_entry(
+        self, running: Prepared, sandbox: ProcessControl, order: Order, streams: Streams
+    ) -> tuple[Prepared, Entry]:
+        prepared = self._prepare_entry(running, sandbox, order, streams)
+        compiled = prepared.compiled
+        return prepared, Entry(prepared.template, prepared.command, sandbox.ask_init, listens=compiled.listens)
+
+    def _prepare_entry(self, running: Prepared, sandbox: ProcessControl, order: Order, streams: Streams) -> Prepared:
         self._refuse_unattended(order)
         cache = running.cache
         variables = cache.env if order.env is None else order.env
@@ -296,8 +329,41 @@ class Launcher:
         command = Command(order.argv, variables.encoded, candidates(order.program, variables.path), order.pty)
         return Prepared(cache, variant, compiled, template, command, slots, ours, running.ids)
 
-    def complete(self, process: Process[Any], setup: Setup, prepared: Prepared) -> None:
-        """Give a process what its launch knows beside the identity; when that fails, the process is ended."""
+    def _started(
+        self, kind: type[C], order: Order, setup: Setup, prepared: Prepared, sandbox: ProcessControl | None
+    ) -> C:
+        identity = _read(setup, prepared.compiled)
+        process = kind(
+            order.args,
+            setup.control,
+            setup.init_pid if sandbox is None else sandbox.init_pid,
+            setup.init_pidfd,
+            identity,
+            name=order.name,
+            held=order.hold,
+            sandbox=sandbox,
+        )
+        try:
+            self._complete(process, setup, prepared)
+        except BaseException:
+            process.abandon()
+            raise
+        if sandbox is None:
+            process.enter = partial(self.enter, prepared)
+            process.enter_async = partial(self.enter_async, prepared)
+        return process
+
+    async def _started_async(
+        self, order: Order, setup: Setup, prepared: Prepared, sandbox: ProcessControl | None
+    ) -> "Process_async":
+        from sandbox.process_async import Process_async
+
+        process = self._started(Process_async, order, setup, prepared, sandbox)
+        process.watch()
+        return process
+
+    def _complete(self, process: ProcessControl, setup: Setup, prepared: Prepared) -> None:
+        """Give a process what its launch knows beside the identity."""
         compiled = prepared.compiled
         process.layers = compiled.layers
         process.failed = setup.failed
@@ -305,26 +371,24 @@ class Launcher:
         limits = compiled.layers.limits
         if limits.output is not None:
             process.budget = Budget(limits.output, process.stop_flood if limits.when_output_full == "kill" else None)
-        try:
-            if prepared.group is not None:
-                process.adopt(prepared.group)
-            if setup.terminal >= 0:
-                from sandbox.terminal import Terminal
+        if prepared.group is not None:
+            process.adopt(prepared.group)
+        if setup.terminal >= 0:
+            from sandbox.terminal import Terminal
 
-                process.terminal = Terminal(setup.terminal)
-            if compiled.listens:
-                process.supervise = partial(self._supervise, process, prepared.cache.who)
-                if setup.fds:
-                    process.supervise(setup.fds.pop())
-            if setup.ended is not None:
-                process._take(setup.ended)
-            if prepared.variant.hold:
-                from sandbox.readback import complete
+            process.terminal = Terminal(setup.terminal)
+        if compiled.listens:
+            spec = self._spec
+            observed = filter_of(spec, prepared.cache.who) if spec.observe else None
+            process.supervise = partial(process.answer_for, observed=observed)
+            if setup.fds:
+                process.supervise(setup.fds.pop())
+        if setup.ended is not None:
+            process._take(setup.ended)
+        if prepared.variant.hold:
+            from sandbox.readback import complete
 
-                process.enforced = process._in_group(complete(process.enforced, process.pid))
-        except BaseException:
-            process.close()
-            raise
+            process.enforced = process._in_group(complete(process.enforced, process.pid))
 
     def prepare(self, order: Order, streams: Streams) -> Prepared:
         """Compile what is not compiled yet, and put together what differs from launch to launch."""
@@ -391,13 +455,16 @@ class Launcher:
         )
         return Prepared(cache, variant, compiled, template, command, slots, ours, (uid, gid), group)
 
-    def failed(self, prepared: Prepared, error: SetupError) -> None:
-        """Look at an error of the launch: facts of the host may have changed since the plan was compiled."""
-        self._cache = None
-        out_of_memory = None if prepared.group is None else prepared.group.oom()
-        if out_of_memory is not None:
-            error.hint = f"{out_of_memory}; the set-up itself takes some hundred KiB of limit(memory=)"
+    def failed(self, prepared: Prepared, error: BaseException) -> None:
+        """Look at what ended a launch: facts of the host may have changed since the plan was compiled."""
+        if isinstance(error, SetupError):
+            self._cache = None
+            out_of_memory = None if prepared.group is None else prepared.group.oom()
+            if out_of_memory is not None:
+                error.hint = f"{out_of_memory}; the set-up itself takes some hundred KiB of limit(memory=)"
         self._dismiss(prepared)
+        if not isinstance(error, SetupError):
+            return
         if prepared.compiled.tree_slot is not None:
             shown = compile_plan(self._spec, prepared.cache.who, prepared.variant).plan
             _renumber(error, prepared.compiled.plan, shown)
@@ -417,14 +484,3 @@ class Launcher:
     def _asks(self) -> bool:
         """Say whether the filter has questions for a supervisor."""
         return not isinstance(self._spec.filter, str | None) and notifies(self._spec.filter.to_bytes())
-
-    def _supervise(self, process: Process[Any], who: Caller, listener: int) -> None:
-        """Give a process the object that answers for its filter."""
-        if self._spec.observe:
-            from sandbox.denials import Denials
-
-            process.denials = Denials(listener, filter_of(self._spec, who))
-        else:
-            from sandbox.notify import Notifier
-
-            process.notifier = Notifier(listener)

@@ -18,7 +18,8 @@ from sandbox.result import Enforced, Reason, Result
 from sandbox.runner import Args
 
 if TYPE_CHECKING:
-    from sandbox.denials import Denials
+    from sandbox.denials import Denials, Denied
+    from sandbox.filters import Filter
     from sandbox.notify import Notifier
 
 _SIGKILL_AFTER: Final = 0.1
@@ -57,7 +58,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         *,
         name: str | None = None,
         held: bool = False,
-        sandbox: "Process[Any] | None" = None,
+        sandbox: ProcessControl | None = None,
     ) -> None:
         super().__init__(args, control, init_pid, init_pidfd, enforced, name=name, held=held, sandbox=sandbox)
         self.stdin: IO[AnyStr] | None = None
@@ -137,6 +138,20 @@ class Process(ProcessControl, Generic[AnyStr]):
                 if exchange is not None:
                     exchange.rest()
                 return True
+
+    def answer_for(self, listener: int, observed: "Filter | None") -> None:
+        """Make the object that answers for the filter."""
+        if observed is None:
+            from sandbox.notify import Notifier
+
+            self.notifier = Notifier(listener)
+        else:
+            from sandbox.denials import Denials
+
+            self.denials = Denials(listener, observed)
+
+    def _refused(self) -> "tuple[Denied, ...]":
+        return () if self.denials is None else tuple(self.denials.seen)
 
     def answer(self) -> bool:
         """Refuse a call that waits in `denials`; False when none can come any more."""
@@ -287,21 +302,6 @@ class Process(ProcessControl, Generic[AnyStr]):
             self.kill()
             return self.result()
 
-    def _made(self, stdout: AnyStr | None, stderr: AnyStr | None) -> Result[AnyStr]:
-        reason, detail = self._judged_output()
-        return Result(
-            self.args,
-            cast(int, self.returncode),
-            stdout,
-            stderr,
-            reason=reason,
-            detail=detail,
-            truncated=self.budget is not None and self.budget.exceeded,
-            usage=self._usage,
-            enforced=self.enforced,
-            denied=() if self.denials is None else tuple(self.denials.seen),
-        )
-
     def finish(self, input: bytes | None, timeout: float | None, decode: Callable[[bytes], Any] | None) -> Result[Any]:
         """Run to the end, as subprocess.run does, and close.
 
@@ -326,7 +326,7 @@ class Process(ProcessControl, Generic[AnyStr]):
             if in_time:
                 return result
             expired = TimeoutExpired(self.args, cast(float, timeout), out, err)
-            expired.result = cast("Result[Any]", result)
+            expired.result = result
             raise expired
         except BaseException:
             self.kill()
@@ -356,6 +356,10 @@ class Process(ProcessControl, Generic[AnyStr]):
                 supervised.close()
         if not self._detached:
             self._close_pidfd()
+
+    def abandon(self) -> None:
+        """End what could not be made whole, waiting for it."""
+        self.close()
 
     def _let_go(self) -> None:
         """Close the copies of descriptors that this fork of the owner has."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from sandbox.process import Process
+    from sandbox.process_async import Process_async
     from sandbox.result import Result
 
 Args: TypeAlias = Sequence[StrOrBytesPath]
@@ -157,6 +158,54 @@ def order_of(
     )
 
 
+def _captured(capture_output: bool, stdout: Stream, stderr: Stream) -> tuple[Stream, Stream]:
+    if not capture_output:
+        return stdout, stderr
+    if stdout is not None or stderr is not None:
+        raise ValueError("stdout and stderr arguments may not be used with capture_output")
+    return PIPE, PIPE
+
+
+def _fed(stdin: Stream, input: Any, encoding: str | None, errors: str | None, *, is_text: bool) -> tuple[Stream, Any]:
+    if input is None:
+        return stdin, None
+    if stdin not in {DEVNULL, PIPE}:
+        raise ValueError("stdin and input arguments may not both be used")
+    if is_text != isinstance(input, str):
+        raise TypeError("input must be str with text, and bytes without")
+    return PIPE, input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
+
+
+def _ordered(
+    args: Args, stdin: Stream, stdout: Stream, stderr: Stream, options: Mapping[str, Any], attended: bool
+) -> tuple[Order, Streams]:
+    """Check a command and make its pipes; what is made is closed again when that fails."""
+    for name in options:
+        if name not in (_POPEN_OPTIONS if attended else _OPTIONS):
+            raise TypeError(f"unexpected keyword argument {name!r}")
+    # First of all: a pipe of ours must not take the number of a descriptor that the caller has closed.
+    order = order_of(args, attended=attended, **options)
+    given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    for name, stream in given.items():
+        check_stream(name, stream)
+    streams = Streams()
+    try:
+        if order.pty:
+            if (stdin, stdout, stderr) != (DEVNULL, None, None):
+                raise ValueError("stdin, stdout and stderr arguments may not be used with pty: all are the terminal")
+            streams.child = [-1, -1, -1]
+        else:
+            for name, stream in given.items():
+                streams.add(name, stream)
+        if stdout is None and sys.stdout is not None:
+            sys.stdout.flush()
+    except BaseException:
+        streams.close_parent()
+        streams.close_child()
+        raise
+    return order, streams
+
+
 class Runner:
     """What can run a command."""
 
@@ -164,6 +213,10 @@ class Runner:
 
     def _launch(self, order: Order, streams: Streams) -> "Process[Any]":
         """Launch; the caller's ends in `streams` become the caller's business."""
+        raise NotImplementedError
+
+    async def _launch_async(self, order: Order, streams: Streams) -> "Process_async":
+        """Launch in the running loop, without blocking it."""
         raise NotImplementedError
 
     @overload
@@ -251,21 +304,73 @@ class Runner:
             TimeoutExpired: The timeout passed.
             CalledProcessError: check=True, and it failed.
         """
-        if capture_output:
-            if stdout is not None or stderr is not None:
-                raise ValueError("stdout and stderr arguments may not be used with capture_output")
-            stdout = stderr = PIPE
         is_text = bool(text) or encoding is not None or errors is not None
-        data = None
-        if input is not None:
-            if stdin not in {DEVNULL, PIPE}:
-                raise ValueError("stdin and input arguments may not both be used")
-            stdin = PIPE
-            data = input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
-            if is_text != isinstance(input, str):
-                raise TypeError("input must be str with text, and bytes without")
+        stdout, stderr = _captured(capture_output, stdout, stderr)
+        stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
         process = self._open(args, stdin, stdout, stderr, 0, None, options, attended=False)
         result = process.finish(data, timeout, decoder(encoding, errors) if is_text else None)
+        if check:
+            result.check_returncode()
+        return result
+
+    @overload
+    async def run_async(
+        self,
+        args: Args,
+        *,
+        text: Literal[True],
+        input: str | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "Result[str]": ...
+    @overload
+    async def run_async(
+        self,
+        args: Args,
+        *,
+        encoding: str,
+        input: str | None = None,
+        text: Literal[True] | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "Result[str]": ...
+    @overload
+    async def run_async(
+        self,
+        args: Args,
+        *,
+        input: "Buffer | None" = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunOptions],
+    ) -> "Result[bytes]": ...
+    async def run_async(
+        self,
+        args: Args,
+        *,
+        input: Any = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        stdin: Stream = DEVNULL,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        capture_output: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109  # subprocess' argument
+        check: bool = False,
+        **options: Any,
+    ) -> "Result[Any]":
+        """Run a command as `run` does, with its arguments and errors, without blocking the loop.
+
+        Cancelled, it kills the whole tree, waits until that has gone, and lets the cancellation through.
+        """
+        is_text = bool(text) or encoding is not None or errors is not None
+        stdout, stderr = _captured(capture_output, stdout, stderr)
+        stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
+        process, streams = await self._open_async(args, stdin, stdout, stderr, options, attended=False)
+        result = await process.finish(streams, data, timeout, decoder(encoding, errors) if is_text else None)
         if check:
             result.check_returncode()
         return result
@@ -283,27 +388,8 @@ class Runner:
         attended: bool = True,
     ) -> "Process[Any]":
         """Launch with streams; the caller's ends of pipes become the process's files."""
-        for name in options:
-            if name not in (_POPEN_OPTIONS if attended else _OPTIONS):
-                raise TypeError(f"unexpected keyword argument {name!r}")
-        # First of all: a pipe of ours must not take the number of a descriptor that the caller has closed.
-        order = order_of(args, attended=attended, **options)
-        given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        for name, stream in given.items():
-            check_stream(name, stream)
-        streams = Streams()
+        order, streams = _ordered(args, stdin, stdout, stderr, options, attended)
         try:
-            if order.pty:
-                if (stdin, stdout, stderr) != (DEVNULL, None, None):
-                    raise ValueError(
-                        "stdin, stdout and stderr arguments may not be used with pty: all are the terminal"
-                    )
-                streams.child = [-1, -1, -1]
-            else:
-                for name, stream in given.items():
-                    streams.add(name, stream)
-            if stdout is None and sys.stdout is not None:
-                sys.stdout.flush()
             process = self._launch(order, streams)
         except BaseException:
             streams.close_parent()
@@ -325,6 +411,60 @@ class Runner:
             process.stdin = process.terminal if text is None else text(process.terminal)
             # A text of its own for what is read: writing to one takes back what it has half decoded.
             process.stdout = process.terminal if text is None else text(process.terminal)
+        return process
+
+    async def _open_async(
+        self,
+        args: Args,
+        stdin: Stream,
+        stdout: Stream,
+        stderr: Stream,
+        options: Mapping[str, Any],
+        *,
+        attended: bool = True,
+    ) -> "tuple[Process_async, Streams]":
+        """Launch with streams, whose ends are still the caller's to connect."""
+        order, streams = _ordered(args, stdin, stdout, stderr, options, attended)
+        try:
+            return await self._launch_async(order, streams), streams
+        except BaseException:
+            streams.close_parent()
+            raise
+        finally:
+            streams.close_child()
+
+    async def popen_async(
+        self,
+        args: Args,
+        *,
+        limit: int = 65536,
+        stdin: Stream = DEVNULL,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        **options: Any,
+    ) -> "Process_async":
+        """Start a command as `popen` does, without blocking the loop; streams are asyncio's, and of bytes.
+
+        Args:
+            args: Program and arguments.
+            limit: Of the buffers of stdout and stderr, in bytes, as in `asyncio.create_subprocess_exec`.
+            stdin: A descriptor, a file, PIPE, DEVNULL (the default) or None: the caller's.
+            stdout: Likewise; the caller's when left out.
+            stderr: Likewise, or STDOUT.
+            **options: As in `popen`.
+
+        Raises:
+            SetupError: It could not be launched; the payload never ran, and nothing is left.
+        """
+        for name in ("text", "encoding", "errors", "universal_newlines"):
+            if options.get(name):
+                raise ValueError(f"{name} is not for popen_async: its streams are of bytes, as asyncio's")
+        process, streams = await self._open_async(args, stdin, stdout, stderr, options)
+        try:
+            await process.connect(streams, limit)
+        except BaseException:
+            await process.aclose()
+            raise
         return process
 
     @overload

@@ -1,0 +1,459 @@
+"""`Process_async`: what runs, with the interface of `asyncio.subprocess.Process`.
+
+The loop watches the same pidfd that the sync face waits for, and nothing else: no signal handler, no thread and no
+child watcher, so it works in any thread's loop, and beside whatever else the program does with its children.
+"""
+
+import asyncio
+import fcntl
+import io
+import os
+import select
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+from sandbox.control import ProcessControl
+from sandbox.errors import TimeoutExpired
+from sandbox.exchange import Exchange, decoded
+from sandbox.records import Q_KILL, Control
+from sandbox.result import Enforced, Reason, Result
+from sandbox.runner import Args
+from sandbox.streams_async import Output, Typing
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from sandbox.denials import Denials_async, Denied
+    from sandbox.filters import Filter
+    from sandbox.launch import Setup
+    from sandbox.notify import Notifier_async
+    from sandbox.streams import Streams
+
+_SIGKILL_AFTER: Final = 0.1
+# How often a launch without a word is looked at: somebody may have stopped it.
+_LOOK: Final = 1.0
+_turns: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakKeyDictionary()
+
+
+class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _async
+    """A running sandbox, for the loop that it was started in.
+
+    Leaving the `async with` block waits; leaving it by an exception, cancellation too, kills first. A cancelled `wait`
+    kills nothing. A process that nobody holds any more is killed, with a ResourceWarning.
+
+    Attributes:
+        stdin: A StreamWriter where stdin is a pipe or a terminal, or None.
+        stdout: A StreamReader, likewise.
+        stderr: A StreamReader where stderr is a pipe, or None.
+        denials: What the filter refuses, as it happens, with `observe()`.
+        notifier: The calls that wait for an answer, with a filter that says Notify.
+    """
+
+    _pidfd = -1  # what __del__ finds when __init__ did not come far
+
+    def __init__(
+        self,
+        args: Args,
+        control: Control,
+        init_pid: int,
+        init_pidfd: int,
+        enforced: Enforced,
+        *,
+        name: str | None = None,
+        held: bool = False,
+        sandbox: ProcessControl | None = None,
+    ) -> None:
+        super().__init__(args, control, init_pid, init_pidfd, enforced, name=name, held=held, sandbox=sandbox)
+        self.stdin: asyncio.StreamWriter | None = None
+        self.stdout: asyncio.StreamReader | None = None
+        self.stderr: asyncio.StreamReader | None = None
+        self.denials: Denials_async | None = None
+        self.notifier: Notifier_async | None = None
+        self._loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._transports: list[asyncio.BaseTransport] = []
+        self._raw: list[io.FileIO] = []
+        self._watched = False
+        self._said: tuple[bytes | None, bytes | None] | None = None
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Kill what nobody can wait for any more; a fork of the caller only lets go of its copy."""
+        if self._pidfd < 0 or _finalizing():
+            return
+        if self._owner != os.getpid():
+            self._let_go()
+            return
+        if self._look() is None:
+            warnings.warn(f"{self!r} was not closed: it is killed", ResourceWarning, source=self, stacklevel=2)
+        self.abandon()
+
+    # ── the end ──
+
+    def watch(self) -> None:
+        """Have the loop tell the end."""
+        if self.returncode is not None:
+            self._end.set_result(None)
+        else:
+            # Weak: a loop that held the process would keep one alive that nobody else has.
+            self._loop.add_reader(self._pidfd, _on_end, weakref.ref(self))
+            self._watched = True
+
+    def _unwatch(self) -> None:
+        if self._watched and not self._loop.is_closed():
+            self._loop.remove_reader(self._pidfd)
+        self._watched = False
+
+    def note_end(self) -> None:
+        """Take what PID 1 said at its end, and wake who waits."""
+        self._unwatch()
+        self._collect()
+        if not self._end.done():
+            self._end.set_result(None)
+
+    async def ended(self) -> None:
+        """Wait for the end, whatever it was."""
+        if not self._end.done():
+            await asyncio.shield(self._end)
+
+    async def _ended_for_sure(self) -> None:
+        """Wait for the end of what was killed; being cancelled again changes nothing."""
+        while not self._end.done():
+            try:
+                await asyncio.shield(self._end)
+            except asyncio.CancelledError:
+                continue
+
+    def answer_for(self, listener: int, observed: "Filter | None") -> None:
+        """Make the object that answers for the filter; with `observe()` it refuses from now on."""
+        if observed is None:
+            from sandbox.notify import Notifier_async
+
+            self.notifier = Notifier_async(listener)
+        else:
+            from sandbox.denials import Denials, Denials_async
+
+            self.denials = Denials_async(Denials(listener, observed))
+            self.denials.start()
+
+    def _refused(self) -> "tuple[Denied, ...]":
+        return () if self.denials is None else tuple(self.denials.seen)
+
+    # ── asyncio.subprocess' interface ──
+
+    async def wait(self) -> int:
+        """Wait for the end and return the exit code; being cancelled kills nothing."""
+        if self.returncode is None:
+            self._check()
+        await self.ended()
+        return self._told()
+
+    def kill(self) -> None:
+        """End the whole tree, certainly; `wait` tells when it has gone.
+
+        PID 1 is asked first, because it counts what it reaps; 100 ms later it is killed, and the kernel kills
+        what is left.
+        """
+        if self._look() is not None or self._killed:
+            return
+        self._killed = True
+        self._send(Q_KILL)
+        self._loop.call_later(_SIGKILL_AFTER, self._kill_surely)
+
+    def _kill_surely(self) -> None:
+        if self.returncode is None and self._pidfd >= 0:
+            self._signal_init()
+
+    def release(self) -> None:
+        """Let a process that was started with `hold=True` execute its program; nothing happens the second time.
+
+        That it cannot be executed is raised by `wait`.
+        """
+        self._release()
+
+    async def communicate(self, input: "Buffer | None" = None) -> tuple[bytes, bytes]:
+        """Send input, read all output, wait for the end.
+
+        Args:
+            input: For a stdin that is a pipe.
+
+        Returns:
+            What stdout and stderr said; None for what is no pipe.
+        """
+        if self._said is None:
+            *_, out, err = await asyncio.gather(self._feed(input), self.wait(), _all(self.stdout), _all(self.stderr))
+            self._said = out, err
+        return cast("tuple[bytes, bytes]", self._said)
+
+    async def _feed(self, input: "Buffer | None") -> None:
+        if self.stdin is None:
+            return
+        try:
+            if input is not None:
+                self.stdin.write(bytes(input))
+                await self.stdin.drain()
+            if self.terminal is None:
+                self.stdin.close()
+                await self.stdin.wait_closed()
+        except (BrokenPipeError, ConnectionResetError):
+            return  # nobody reads any more, and that is the payload's right
+
+    async def result(self) -> Result[bytes]:
+        """Wait for the end and return the whole result; what the pipes still hold is read, and in it."""
+        out, err = await self.communicate()
+        return self._made(out, err)
+
+    async def stop(self, grace: float = 10.0) -> Result[bytes]:
+        """Send SIGTERM to the payload, wait, kill what is left, and return the result.
+
+        Args:
+            grace: Seconds until everything inside is killed.
+        """
+        self.terminate()
+        ended, _ = await asyncio.wait([self._end], timeout=grace)
+        if not ended:
+            self.kill()
+        return await self.result()
+
+    # ── streams ──
+
+    async def connect(self, streams: "Streams", limit: int) -> None:
+        """Make asyncio's streams of the caller's ends."""
+        parent, streams.parent = streams.parent, {}
+        if self.terminal is not None:
+            number = self.terminal.fileno()
+            for name in ("stdin", "stdout"):
+                parent[name] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+        files = {name: io.FileIO(fd, "w" if name == "stdin" else "r") for name, fd in parent.items()}
+        try:
+            for name in list(files):
+                setattr(self, name, await self._connect(name, files[name], limit))
+                del files[name]
+        finally:
+            for file in files.values():
+                file.close()
+
+    async def _connect(self, name: str, file: io.FileIO, limit: int) -> asyncio.StreamWriter | asyncio.StreamReader:
+        loop = self._loop
+        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        transport: asyncio.BaseTransport
+        if name == "stdin":
+            # The protocol of a reader, though nothing comes: it is the one that tells a writer of the end.
+            if self.terminal is not None:
+                protocol = Output(reader, loop, None)
+                typing = Typing(loop, file, protocol)
+                self._transports.append(typing)
+                return asyncio.StreamWriter(typing, protocol, None, loop)
+            transport, protocol = await loop.connect_write_pipe(lambda: Output(reader, loop, self.budget), file)
+            self._transports.append(transport)
+            return asyncio.StreamWriter(transport, protocol, None, loop)
+        transport, _ = await loop.connect_read_pipe(lambda: Output(reader, loop, self.budget), file)
+        self._transports.append(transport)
+        return reader
+
+    async def finish(
+        self,
+        streams: "Streams",
+        input: bytes | None,
+        timeout: float | None,  # noqa: ASYNC109  # subprocess' argument
+        decode: Callable[[bytes], Any] | None,
+    ) -> Result[Any]:
+        """Run to the end, as `run` does, and close.
+
+        Raises:
+            TimeoutExpired: The whole tree was killed; the error has what was said until then.
+        """
+        parent, streams.parent = streams.parent, {}
+        files = {name: io.FileIO(fd, "w" if name == "stdin" else "r") for name, fd in parent.items()}
+        self._raw = list(files.values())
+        talk = Exchange(files.get("stdin"), files.get("stdout"), files.get("stderr"), input, self.budget)
+        loop = self._loop
+        try:
+            try:
+                for fd, events in talk.waiting.items():
+                    add = loop.add_reader if events == select.POLLIN else loop.add_writer
+                    add(fd, self._exchange, talk, fd)
+                in_time = bool((await asyncio.wait([self._end], timeout=timeout))[0])
+                if not in_time:
+                    self._cause = Reason.TIMEOUT
+                    self.kill()
+                    await self._ended_for_sure()
+                    self._detail = f"killed after {timeout} seconds, the caller's timeout"
+            except BaseException:
+                self._cause = Reason.CANCELLED
+                self.kill()
+                await self._ended_for_sure()
+                raise
+            finally:
+                for fd in talk.waiting:
+                    loop.remove_reader(fd)
+                    loop.remove_writer(fd)
+            talk.rest()
+            self._told()
+            out, err = talk.output()
+            result = self._made(decoded(out, decode), decoded(err, decode))
+            if in_time:
+                return result
+            expired = TimeoutExpired(self.args, cast(float, timeout), out, err)
+            expired.result = result
+            raise expired
+        finally:
+            await self.aclose()
+
+    def _exchange(self, talk: Exchange, fd: int) -> None:
+        if not talk.ready(fd):
+            self._loop.remove_reader(fd)
+            self._loop.remove_writer(fd)
+            talk.finish(fd)
+
+    # ── closing ──
+
+    def abandon(self) -> None:
+        """End what could not be made whole, waiting for it."""
+        if self._look() is None:
+            self._signal_init()
+            self._collect()
+        self._close_streams()
+        self._let_go()
+
+    async def aclose(self) -> None:
+        """Kill it if it runs, reap it, close everything; does nothing the second time."""
+        if self._owner != os.getpid():
+            self._let_go()
+            return
+        if not self._detached and self._pidfd >= 0 and self._look() is None:
+            self.kill()
+            await self._ended_for_sure()
+        self._close_streams()
+        for supervised in (self.notifier, self.denials):
+            if supervised is not None:
+                supervised.close()
+        self._unwatch()
+        if not self._detached:
+            self._close_pidfd()
+
+    def _close_streams(self) -> None:
+        transports, self._transports = self._transports, []
+        for transport in transports:
+            transport.close()
+        raw, self._raw = self._raw, []
+        for file in raw:
+            file.close()
+        if self.terminal is not None:
+            self.terminal.close()
+
+    def _let_go(self) -> None:
+        """Close what this process holds of it; a fork of the caller has copies, and no loop."""
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+        for file in self._raw:
+            file.close()
+        if self._pidfd >= 0:
+            if self._owner == os.getpid():
+                self._unwatch()
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def detach(self) -> int:
+        """As `ProcessControl.detach`; `wait` and everything else that asks for the end refuses from then on."""
+        self._check()
+        watched = self._watched
+        self._unwatch()
+        try:
+            pidfd = super().detach()
+        except BaseException:
+            if watched and self.returncode is None:
+                self.watch()
+            raise
+        os.set_blocking(pidfd, True)  # libuv has made it non-blocking
+        return pidfd
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        """Wait; after an exception kill first. A detached process is let go."""
+        if self._owner == os.getpid() and not self._detached:
+            if kind is not None:
+                self.kill()
+                await self._ended_for_sure()
+            elif not self._end.done():
+                if self.stdin is not None and self.terminal is None:
+                    self.stdin.close()
+                try:
+                    await asyncio.shield(self._end)
+                except BaseException:
+                    await self.aclose()
+                    raise
+        await self.aclose()
+        if kind is None and self._failure is not None and not self._failure_told:
+            raise self._failure
+
+
+def _on_end(reference: "weakref.ref[Process_async]") -> None:
+    process = reference()
+    if process is not None:
+        process.note_end()
+
+
+async def _all(stream: asyncio.StreamReader | None) -> bytes | None:
+    return None if stream is None else await stream.read()
+
+
+async def run_setup(setup: "Setup", slots: list[int]) -> None:
+    """Launch without blocking the loop, and return when the program has been executed or is held.
+
+    Raises:
+        SetupError: A step failed; the payload has not run and nothing is left behind.
+    """
+    loop = asyncio.get_running_loop()
+    turn = _turns.setdefault(loop, asyncio.Lock())
+    try:
+        # To begin takes a part of a millisecond, in which the loop stands still: once in each of its rounds.
+        async with turn:
+            setup.begin(slots)
+            await asyncio.sleep(0)
+        while not await _complete(loop, setup):
+            pass
+        setup.reap_stage()
+    except BaseException:
+        setup.abort()
+        raise
+
+
+async def _complete(loop: asyncio.AbstractEventLoop, setup: "Setup") -> bool:
+    """Wait for something to happen, and take it; True when the set-up is complete."""
+    question = setup.question
+    fds = [setup.control.fileno()]
+    if question >= 0:
+        fds.append(question)
+    ready: asyncio.Future[int] = loop.create_future()
+
+    def wake(fd: int) -> None:
+        if not ready.done():
+            ready.set_result(fd)
+
+    for fd in fds:
+        loop.add_reader(fd, wake, fd)
+    try:
+        await asyncio.wait([ready], timeout=_LOOK)
+    finally:
+        for fd in fds:
+            loop.remove_reader(fd)
+    if not ready.done():
+        stalled = setup.stalled()
+        if stalled is not None:
+            raise stalled
+        return False
+    while True:
+        try:
+            record = setup.control.receive(wait=False)
+        except BlockingIOError:
+            # No record: a question, then, and somebody has to answer it.
+            return ready.result() == question
+        if setup.take(record):
+            return True

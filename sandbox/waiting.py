@@ -1,0 +1,136 @@
+"""Waiting for several processes at once, on their pidfds."""
+
+import select
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, TypeVar
+
+from sandbox.control import ProcessControl
+from sandbox.exchange import deadline_of, milliseconds
+from sandbox.process import Process
+
+__all__ = ["as_completed", "as_completed_async", "wait_any", "wait_any_async"]
+
+P = TypeVar("P", bound=ProcessControl)
+
+
+def wait_any(processes: Iterable[P], timeout: float | None = None) -> set[P]:
+    """Wait until one of several processes has ended, and return those that have.
+
+    Args:
+        processes: Of this process and either face; ended ones may be among them.
+        timeout: Seconds; an empty set then.
+
+    Raises:
+        ValueError: No process is given, and nothing could end the wait; or one is closed without having ended.
+    """
+    waited = list(dict.fromkeys(processes))
+    if not waited:
+        raise ValueError("processes must hold at least one")
+    return _wait(waited, deadline_of(timeout))
+
+
+def _wait(waited: list[P], deadline: float | None) -> set[P]:
+    ended = {process for process in waited if process._look() is not None}
+    if ended:
+        return ended
+    poller = select.poll()
+    by_fd: dict[int, Any] = {process.fileno(): process for process in waited}
+    for process in waited:
+        poller.register(process.fileno(), select.POLLIN)
+        # What a filter refuses is refused by whoever waits.
+        if isinstance(process, Process) and process.denials is not None and not process.denials.closed:
+            by_fd[process.denials.fileno()] = process.denials
+            poller.register(process.denials.fileno(), select.POLLIN)
+    while True:
+        ready = poller.poll(milliseconds(deadline))
+        if not ready:
+            return set()
+        for fd, _ in ready:
+            one = by_fd[fd]
+            if isinstance(one, ProcessControl):
+                continue
+            owner = next(p for p in waited if isinstance(p, Process) and p.denials is one)
+            if not owner.answer():
+                poller.unregister(fd)
+        ended = {by_fd[fd] for fd, _ in ready if isinstance(by_fd[fd], ProcessControl)}
+        if ended:
+            return {process for process in ended if process._look() is not None}
+
+
+def as_completed(processes: Iterable[P], timeout: float | None = None) -> Iterator[P]:
+    """Yield processes as they end.
+
+    Args:
+        processes: Of this process and either face.
+        timeout: Seconds for all of them together.
+
+    Raises:
+        TimeoutError: Some still run; when the next one is asked for.
+    """
+    return _as_completed(list(dict.fromkeys(processes)), deadline_of(timeout))
+
+
+def _as_completed(left: list[P], deadline: float | None) -> Iterator[P]:
+    while left:
+        ended = _wait(left, deadline)
+        if not ended:
+            raise TimeoutError(f"{len(left)} processes still run")
+        for process in [one for one in left if one in ended]:
+            left.remove(process)
+            yield process
+
+
+async def wait_any_async(processes: Iterable[P]) -> set[P]:
+    """Wait until one of several processes has ended, and return those that have.
+
+    Raises:
+        ValueError: No process is given, and nothing could end the wait.
+    """
+    waited = list(dict.fromkeys(processes))
+    if not waited:
+        raise ValueError("processes must hold at least one")
+    return await _wait_async(waited)
+
+
+async def _wait_async(waited: list[P]) -> set[P]:
+    import asyncio
+
+    ended = {process for process in waited if process._look() is not None}
+    if ended:
+        return ended
+    loop = asyncio.get_running_loop()
+    waiters = {asyncio.ensure_future(_end_of(loop, process)): process for process in waited}
+    try:
+        done, _ = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        return {waiters[task] for task in done if waiters[task]._look() is not None}
+    finally:
+        for task in waiters:
+            task.cancel()
+
+
+async def _end_of(loop: Any, process: ProcessControl) -> None:
+    from sandbox.process_async import Process_async
+
+    if isinstance(process, Process_async):
+        await process.ended()
+        return
+    # Of the sync face, which no loop watches.
+    future = loop.create_future()
+    fd = process.fileno()
+    loop.add_reader(fd, lambda: future.done() or future.set_result(None))
+    try:
+        await future
+    finally:
+        loop.remove_reader(fd)
+
+
+async def as_completed_async(processes: Iterable[P]) -> AsyncIterator[P]:
+    """Yield processes as they end."""
+    left = list(dict.fromkeys(processes))
+    while left:
+        ended = await _wait_async(left)
+        for process in [one for one in left if one in ended]:
+            left.remove(process)
+            yield process
