@@ -144,6 +144,7 @@ class Variant(NamedTuple):
         groups: The version of each hierarchy in which it has a control group, in the order of their slots.
         counts: There is a slot for the CPU time that they count.
         thaws: One of them is the freezer of version 1, and there is a slot for its state.
+        unshield: Take away what keeps the OOM killer from the caller.
         instead: Names of limits that the payload's own process keeps, where no control group does.
         further: One more payload of a sandbox that runs: nothing but the payload's own steps.
     """
@@ -158,6 +159,7 @@ class Variant(NamedTuple):
     groups: tuple[int, ...] = ()
     counts: bool = False
     thaws: bool = False
+    unshield: bool = False
     instead: tuple[str, ...] = ()
     further: bool = False
 
@@ -395,10 +397,16 @@ class _Compiler:
         for version, slot in zip(groups, self.group_slots, strict=False):
             if version == 1:
                 program.call("join_cgroup", slot, init)
-        if self.new_user:
+        if self.new_user or self.variant.unshield:
             # PID 1 is at work meanwhile.
-            program.origin = "user namespace"
+            program.origin = "user namespace" if self.new_user else "control group"
             proc = self.writer.proc or verified_proc(program)
+        if self.variant.unshield:
+            # What the killer passes over could not be ended at its limit.
+            program.origin = shown("memory", self.spec.limits.memory)
+            program.call("write_proc", proc, init, "oom_score_adj", "0\n", 2)
+        if self.new_user:
+            program.origin = "user namespace"
             if self.new_net_beside:
                 pidfd = program.call("pidfd_open", init, 0, name="init_pidfd")
             self._map_ids(proc, init)

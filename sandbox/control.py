@@ -459,6 +459,8 @@ class ProcessControl(Runner):
                 found="a sandbox with init(False)",
                 fix="leave out init(False)",
             )
+        if first._group is not None and first._group.frozen:
+            raise BusyError("the sandbox is frozen, and what starts in it would not be: thaw() it first")
         if order.hold:
             raise ValueError("hold is for the first command of a sandbox: what runs beside it could reach a held one")
         if first.enter is None or first._look() is not None:

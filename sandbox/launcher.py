@@ -180,7 +180,8 @@ def in_groups(spec: Spec, variant: Variant) -> "tuple[Variant, Chosen]":
 
     chosen = cgroups.choose(spec.limits)
     counts = chosen.counts and spec.limits.cpu_time is not None
-    return variant._replace(groups=chosen.versions, counts=counts, thaws=chosen.thaws, instead=chosen.weak), chosen
+    changed = variant._replace(groups=chosen.versions, counts=counts, thaws=chosen.thaws, instead=chosen.weak)
+    return changed._replace(unshield=spec.limits.memory is not None and cgroups.shielded()), chosen
 
 
 def _read(setup: Setup, compiled: Compiled) -> Enforced:

@@ -20,7 +20,7 @@ from sandbox.limits import asks_group, shown
 if TYPE_CHECKING:
     from sandbox.limits import Limits
 
-__all__ = ["Chosen", "Group", "choose", "make"]
+__all__ = ["Chosen", "Group", "choose", "make", "shielded"]
 
 _CONTROLLER: Final = {
     "memory": "memory",
@@ -80,6 +80,12 @@ def _host() -> Host:
         with open("/proc/self/mountinfo") as stream:
             known = _known = *key, find(stream.read(), text, key[2])
     return known[3]
+
+
+def shielded() -> bool:
+    """Say whether the OOM killer passes this process over, or nearly; children inherit that."""
+    with open("/proc/self/oom_score_adj") as stream:
+        return int(stream.read()) < 0
 
 
 def choose(limits: "Limits") -> Chosen:

@@ -135,6 +135,7 @@ class Group:
     Attributes:
         name: Of its directories.
         parts: One for each hierarchy; version 2 first.
+        frozen: All in it stand, or are about to.
     """
 
     def __init__(self, name: str, parts: list[Part]) -> None:
@@ -142,6 +143,7 @@ class Group:
         self.parts = parts
         self._owner = os.getpid()
         self._open: list[int] = []
+        self.frozen = False
 
     @property
     def path(self) -> str:
@@ -342,6 +344,7 @@ class Group:
         part = self.part("freezer")
         assert part is not None
         deadline = time.monotonic() + _PATIENCE
+        self.frozen = True
         if init_pid is not None:
             files.write(part.fd, "cgroup.procs", str(init_pid))
         if part.place.version == 2:
@@ -364,6 +367,7 @@ class Group:
             files.write(part.fd, f"{INNER}/cgroup.freeze", "0")
         else:
             files.write(part.fd, f"{INNER}/freezer.state", "THAWED")
+        self.frozen = False
 
     @staticmethod
     def _frozen_v1(part: Part) -> bool:

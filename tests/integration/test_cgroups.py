@@ -15,7 +15,7 @@ import payloads
 import plans
 import pytest
 
-from sandbox import PIPE, Process, Reason, Sandbox, SetupError, UnsupportedError, cgroups
+from sandbox import PIPE, BusyError, Process, Reason, Sandbox, SetupError, UnsupportedError, cgroups
 
 pytestmark = [pytest.mark.needs_userns, pytest.mark.needs_cgroup("memory", "pids")]
 
@@ -369,6 +369,22 @@ for line in sys.stdin: print("heard", flush=True)
         assert 0 == process.wait()
         process.freeze()  # it has ended: nothing happens
         process.thaw()
+
+
+def test_further_command_is_in_the_group_and_waits_for_a_thaw(sleeper):
+    with sleeper.popen(["sleep", "1000"]) as further:
+        with open(os.path.join(sleeper.cgroups["pids"], "cgroup.procs")) as stream:
+            inside = set(map(int, stream.read().split()))
+        if not inside:  # version 2 has the processes in the inner group
+            with open(os.path.join(sleeper.cgroups["pids"], "payload", "cgroup.procs")) as stream:
+                inside = set(map(int, stream.read().split()))
+        assert {sleeper.init_pid, sleeper.pid, further.pid} == inside
+        sleeper.freeze()
+        with pytest.raises(BusyError, match="frozen"):
+            sleeper.run(["true"])
+        sleeper.thaw()
+        assert 0 == sleeper.run(["true"]).returncode
+        further.kill()
 
 
 def test_payload_that_is_pid_1_is_frozen_too(each_version):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import harness
 import payloads
 import pytest
 
@@ -70,6 +71,19 @@ def test_memory_ends_the_whole_tree_and_pid_1_with_it():
     assert (Reason.OOM, -signal.SIGKILL) == (done.reason, done.returncode)
     assert "memory.events" in done.detail and done.usage.memory_peak <= 64 << 20
     assert done.usage.cpu_time > 0 and done.usage.wall > 0
+
+
+@pytest.mark.needs_root
+def test_protection_of_the_caller_from_the_oom_killer_ends_where_memory_is_limited():
+    def check():
+        with open("/proc/self/oom_score_adj", "w") as stream:
+            stream.write("-1000")
+        box = Sandbox().limit(pids=20)
+        body = "say(open('/proc/self/oom_score_adj').read())"
+        assert ("-1000\n", "0\n") == (payloads.tell(box, body), payloads.tell(box.limit(memory="64M"), body))
+        assert "0\n" == payloads.tell(box.limit(memory="64M").share("user"), body)
+
+    harness.in_child(check)
 
 
 def test_limits_hold_in_the_kernels_own_words():
