@@ -444,14 +444,15 @@ class Setup:
         command = self._command
         if step.call == "execve" and command.argv:
             path = dict(v.split(b"=", 1) for v in command.env if b"=" in v).get(b"PATH", b"")
-            call = f"execve({os.fsdecode(command.argv[0])!r})".replace("'", '"')
+            program = _program(command)
+            call = f"execve({program!r})".replace("'", '"')
             # PID 1 has looked: which candidate is there, and how it begins.
             which, size = record.value >> 32, record.value & 0xFFFFFFFF
             inside = None
             if 0 < which <= len(command.candidates):
                 inside, text = (os.fsdecode(command.candidates[which - 1]), record.body[:size]), ""
-            hint = hint_for("execve", (os.fsdecode(command.argv[0]), os.fsdecode(path), inside), record.error)
-            filename: str | None = os.fsdecode(command.argv[0])
+            hint = hint_for("execve", (program, os.fsdecode(path), inside), record.error)
+            filename: str | None = program
         else:
             call, hint = str(step), hint_for(step.call, step.args, record.error, step.origin)
             filename = next((a for a in step.args if type(a) is str and a.startswith("/")), None)
@@ -585,6 +586,13 @@ def _is_stopped(pid: int) -> bool:
             return stream.read().rpartition(b") ")[2][:1] in {b"T", b"t"}
     except FileNotFoundError:
         return False
+
+
+def _program(command: Command) -> str:
+    """Return what was to be executed: the command's first word, unless `executable` said something else."""
+    first = command.candidates[0] if command.candidates else command.argv[0]
+    word = command.argv[0]
+    return os.fsdecode(word if first == word or first.endswith(b"/" + word) else first)
 
 
 class Entry(Setup):

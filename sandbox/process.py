@@ -334,6 +334,15 @@ class Process(ProcessControl, Generic[AnyStr]):
         finally:
             self.close()
 
+    def _close_stdin(self) -> BrokenPipeError | None:
+        """Close stdin; return the error when what was written there has no reader any more."""
+        if self.stdin is not None:
+            try:
+                self.stdin.close()
+            except BrokenPipeError as error:
+                return error
+        return None
+
     def close_streams(self) -> None:
         """Close the caller's ends of the pipes."""
         for stream in (self.stdin, self.stdout, self.stderr):
@@ -381,9 +390,13 @@ class Process(ProcessControl, Generic[AnyStr]):
         if self._owner == os.getpid() and not self._detached:
             if kind is not None:
                 self.kill()
+            lost = self._close_stdin()
             self.close_streams()
             if self._pidfd >= 0:
                 self._await_end(None)
+            self.close()
+            if lost is not None and kind is None:
+                raise lost
         self.close()
         if kind is None and self._failure is not None and not self._failure_told:
             raise self._failure

@@ -495,11 +495,13 @@ def test_communicate_after_the_caller_closed_a_stream():
         assert (b"", b"e\n") == process.communicate()
 
 
-def test_block_left_with_a_broken_pipe_waits_all_the_same():
-    with Sandbox().popen(["true"], stdin=PIPE) as process:
-        process.wait()
+def test_block_left_with_a_broken_pipe_waits_and_says_so():
+    process = Sandbox().popen(["true"], stdin=PIPE)
+    with pytest.raises(BrokenPipeError), process:  # noqa: PT012  # the block's end raises
         process.stdin.write(b"nobody reads")
+        process.wait()
     assert 0 == process.returncode
+    assert process.stdin.closed
 
 
 def test_process_does_not_pickle_and_compares_by_identity():
