@@ -44,6 +44,7 @@ def test_descriptors_are_close_on_exec(run):
     run(check)
 
 
+@pytest.mark.needs_kernel(6, 13)
 def test_fsconfig_string_and_flag_reach_the_file_system(run):
     def check(path):
         fs = kernel.fsopen("tmpfs")
@@ -82,7 +83,7 @@ def test_fsconfig_descriptor_stacks_overlay_layers(run):
 def test_fsconfig_commands_that_the_file_system_does_not_take_reach_it(run):
     def check(path):
         fs = kernel.fsopen("tmpfs")
-        directory = os.open(path, os.O_PATH)
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         for command, value, aux in (
             (kernel.FSCONFIG_SET_PATH, path, None),
             (kernel.FSCONFIG_SET_PATH, ".", directory),

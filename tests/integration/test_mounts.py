@@ -31,6 +31,11 @@ def mount_id(path):
     return next(one for one in reversed(kernel.listmount()) if path == kernel.statmount(one).mnt_point)
 
 
+def mount_table():
+    with open("/proc/self/mountinfo") as stream:
+        return stream.read()
+
+
 def at(path):
     return kernel.statmount(mount_id(path))
 
@@ -50,6 +55,7 @@ def attach(mount, path, flags=0):
     kernel.move_mount(mount, "", AT_FDCWD, path, kernel.MOVE_MOUNT_F_EMPTY_PATH | flags)
 
 
+@pytest.mark.needs_kernel(6, 13)
 def test_mount_tmpfs_has_the_flags_and_the_data(run):
     def check(path):
         kernel.mount("box", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=0751")
@@ -208,6 +214,7 @@ def test_open_tree_attr_is_readonly_from_the_start(run):
     run(check)
 
 
+@pytest.mark.needs_kernel(6, 5)
 def test_move_mount_beneath_appears_when_the_top_one_goes(run):
     def check(path):
         attach(new_tmpfs(mode="0711"), path)
@@ -219,6 +226,7 @@ def test_move_mount_beneath_appears_when_the_top_one_goes(run):
     run(check)
 
 
+@pytest.mark.needs_kernel(6, 8)
 def test_move_mount_set_group_joins_the_peer_group(run):
     def check(path):
         for name in ("a", "b"):
@@ -233,6 +241,7 @@ def test_move_mount_set_group_joins_the_peer_group(run):
     run(check)
 
 
+@pytest.mark.needs_kernel(6, 8)
 def test_mount_setattr_recursive_reaches_every_mount(run):
     def check(path):
         kernel.mount("box", path, "tmpfs")
@@ -246,6 +255,7 @@ def test_mount_setattr_recursive_reaches_every_mount(run):
     run(check)
 
 
+@pytest.mark.needs_kernel(6, 8)
 def test_mount_setattr_propagation_and_access_times(run):
     def check(path):
         kernel.mount("box", path, "tmpfs")
@@ -263,6 +273,7 @@ def test_mount_setattr_propagation_and_access_times(run):
     run(check)
 
 
+@pytest.mark.needs_kernel(6, 15)
 def test_mount_setattr_idmap_changes_the_owner(run):
     # One id is all that an unprivileged caller may map, and it has only its own.
     seen = 7 if os.geteuid() == 0 else 0
@@ -288,7 +299,10 @@ def test_mount_setattr_idmap_changes_the_owner(run):
     run(check)
 
 
-@pytest.mark.parametrize("call", ["open_tree", "fsopen", "fspick", "openat2", "fsmount", "open_tree_attr"])
+NEW_CALL = pytest.param("open_tree_attr", marks=pytest.mark.needs_kernel(6, 15))
+
+
+@pytest.mark.parametrize("call", ["open_tree", "fsopen", "fspick", "openat2", "fsmount", NEW_CALL])
 def test_no_descriptor_left_raises_emfile(run, call):
     def check(path):
         kernel.mount("box", path, "tmpfs")
@@ -302,13 +316,13 @@ def test_no_descriptor_left_raises_emfile(run, call):
             "fsmount": lambda: kernel.fsmount(fs),
             "openat2": lambda: kernel.openat2(AT_FDCWD, path),
         }
-        mounts = kernel.listmount()
+        mounts = mount_table()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (fs + 1, limit[1]))
         with pytest.raises(OSError) as caught:
             calls[call]()
         assert errno.EMFILE == caught.value.errno
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-        assert mounts == kernel.listmount()
+        assert mounts == mount_table()
 
     run(check)

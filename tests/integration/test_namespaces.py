@@ -217,7 +217,14 @@ def test_id_of_any_namespace_is_its_own():
 
 
 @pytest.mark.needs_root
-@pytest.mark.parametrize("call", ["ns_get_userns", "ns_mnt_get_next", "pidfd_get_namespace"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ns_get_userns",
+        pytest.param("ns_mnt_get_next", marks=pytest.mark.needs_kernel(6, 12)),
+        pytest.param("pidfd_get_namespace", marks=pytest.mark.needs_kernel(6, 11)),
+    ],
+)
 def test_no_descriptor_left_raises_emfile(call):
     def check():
         harness.enter_namespaces(kernel.CLONE_NEWNS)

@@ -141,6 +141,7 @@ def test_an_optional_source_that_appears_after_the_look_cannot_be_written(tmp_pa
 
 
 @pytest.mark.needs_root
+@pytest.mark.needs_kernel(6, 3)
 def test_what_is_mounted_below_has_the_same_owner(tmp_path):
     def check():
         harness.enter_namespaces(kernel.CLONE_NEWNS)
