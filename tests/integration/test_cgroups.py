@@ -105,6 +105,22 @@ def test_child_that_is_killed_for_memory_is_told_when_the_command_fails():
     assert done.returncode in {3, -signal.SIGKILL}  # version 2 ends the whole group
 
 
+def test_what_the_oom_killer_thinks_of_the_caller_ends_at_a_memory_limit(monkeypatch):
+    """Only CAP_SYS_RESOURCE could make the value negative; any other shows that it is set."""
+    monkeypatch.setattr(cgroups, "shielded", lambda: True)
+
+    def check():
+        with open("/proc/self/oom_score_adj", "w") as stream:
+            stream.write("300")
+        body = "say(open('/proc/self/oom_score_adj').read())"
+        # Without a user namespace of its own only root makes a sandbox.
+        for shared in [(), ("user",)] if os.geteuid() == 0 else [()]:
+            box = Sandbox().limit(pids=20).share(*shared)
+            assert ("300\n", "0\n") == (payloads.tell(box, body), payloads.tell(box.limit(memory=MEMORY), body))
+
+    harness.in_child(check)
+
+
 def test_swap_is_no_way_out():
     limits = Sandbox().limit(memory=MEMORY).run(["true"]).enforced.limits
     if "swap" not in limits:
