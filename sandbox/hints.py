@@ -3,26 +3,10 @@
 import errno as e
 import os
 import re
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from sandbox.causes import Cause
-
-
-def _execve(program: str, path: str, number: int, inside: "tuple[str, bytes] | None") -> str | None:
-    if number == e.ENOENT:
-        from sandbox.programs import why_not_found
-
-        return why_not_found(program, path, inside)
-    if number == e.EACCES:
-        return "it is no executable file, or lies on a mount without exec, or its user may not run it"
-    if number == e.ENOEXEC:
-        return "it is neither a binary for this machine nor a script that starts with #!"
-    if number == e.E2BIG:
-        return "arguments and environment are too long together, or one of them is over 128 KiB"
-    if number == e.ETXTBSY:
-        return "somebody has the program open for writing"
-    return None
 
 
 # File systems that a mount can have an id map on, as of Linux 6.18; FUSE's server has a say in it.
@@ -69,7 +53,11 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
 
 
-_BY_CALL: dict[tuple[str, int], str] = {
+_REFUSED: Final = "the kernel itself refuses new user namespaces: a security module, or a chroot that does not show"
+_PROCESSES: Final = "the limit on processes is reached: RLIMIT_NPROC, kernel.pid_max or pids.max of the control group"
+_MOUNTS: Final = "the limit on mounts of one namespace is reached (fs.mount-max)"
+# By the call that failed and its errno.
+BY_CALL: Final[dict[tuple[str, int], str]] = {
     ("open_tree", e.ENOENT): (
         "the source of a bind mount must exist on the host; pass optional=True to skip it when it is missing"
     ),
@@ -113,10 +101,32 @@ _BY_CALL: dict[tuple[str, int], str] = {
     ("keyctl", e.EDQUOT): "the caller's quota of kernel keys is used up (kernel.keys.maxkeys)",
     ("check_lifeline", e.EPIPE): "the process that launched ended meanwhile",
     ("await_release", e.EPIPE): "stage 1 was killed from outside before its work was done",
+    ("clone", e.EPERM): _REFUSED,
+    ("clone", e.EACCES): _REFUSED,
+    ("clone", e.EINVAL): "the kernel was built without one of these namespaces",
+    **dict.fromkeys([(call, e.EAGAIN) for call in ("clone", "launch", "fork_payload", "execve")], _PROCESSES),
+    **dict.fromkeys([(call, e.ENOSPC) for call in ("move_mount", "open_tree", "fsmount")], _MOUNTS),
+    ("execve", e.EACCES): "it is no executable file, or lies on a mount without exec, or its user may not run it",
+    ("execve", e.ENOEXEC): "it is neither a binary for this machine nor a script that starts with #!",
+    ("execve", e.E2BIG): "arguments and environment are too long together, or one of them is over 128 KiB",
+    ("execve", e.ETXTBSY): "somebody has the program open for writing",
 }
-
-
-_NO_PTY = frozenset({e.ENOENT, e.ENOTTY, e.ENOTDIR, e.EACCES, e.ENODEV, e.ENXIO, e.EISDIR, e.ELOOP, e.EXDEV, e.EROFS})
+# Of any call that makes a terminal.
+OF_A_TERMINAL: Final[dict[int, str]] = {
+    e.ENOSPC: ("all pseudo-terminals of the host, or of its containers, are in use (kernel.pty.max, kernel.pty.nr)"),
+    **dict.fromkeys(
+        (e.ENOENT, e.ENOTTY, e.ENOTDIR, e.EACCES, e.ENODEV, e.ENXIO, e.EISDIR, e.ELOOP, e.EXDEV, e.EROFS),
+        "a terminal needs a devpts of the sandbox's own, which .dev() mounts at /dev/pts",
+    ),
+}
+# Of the paths in rules of Landlock.
+OF_A_RULE: Final[dict[int, str]] = {
+    e.ENOENT: "the path of a rule must exist inside of the sandbox; best_effort=True leaves out what is missing",
+}
+# Of any call.
+OF_ANY: Final[dict[int, str]] = {
+    e.ENOMEM: "no memory left for the kernel, or for the control group of the caller",
+}
 
 
 def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "") -> "str | Cause | None":
@@ -134,29 +144,17 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
     cause = causes.find(call, args, number)
     if cause is not None:
         return cause
-    if call == "clone":
-        if number in {e.EPERM, e.EACCES}:
-            return "the kernel itself refuses new user namespaces: a security module, or a chroot that does not show"
-        if number == e.EINVAL:
-            return "the kernel was built without one of these namespaces"
-    if call in {"clone", "launch", "fork_payload", "execve"} and number == e.EAGAIN:
-        return "the limit on processes is reached: RLIMIT_NPROC, kernel.pid_max or pids.max of the control group"
     if call == "mount_setattr" and "MOUNT_ATTR_IDMAP" in repr(args[3:4]):
         hint = _idmap(origin, number)
         if hint is not None:
             return hint
-    if call == "execve":
+    if call == "execve" and number == e.ENOENT:
+        from sandbox.programs import why_not_found
+
         inside = cast("tuple[str, bytes] | None", args[2]) if len(args) > 2 else None
-        return _execve(str(args[0]), str(args[1]), number, inside)
-    if origin == "pty":
-        if number == e.ENOSPC:
-            return "all pseudo-terminals of the host, or of its containers, are in use (kernel.pty.max, kernel.pty.nr)"
-        if number in _NO_PTY:
-            return "a terminal needs a devpts of the sandbox's own, which .dev() mounts at /dev/pts"
-    if call == "openat" and number == e.ENOENT and origin == ".landlock()":
-        return "the path of a rule must exist inside of the sandbox; best_effort=True leaves out what is missing"
-    if number == e.ENOSPC and call in {"move_mount", "open_tree", "fsmount"}:
-        return "the limit on mounts of one namespace is reached (fs.mount-max)"
-    if number == e.ENOMEM:
-        return "no memory left for the kernel, or for the control group of the caller"
-    return _BY_CALL.get((call, number))
+        return why_not_found(str(args[0]), str(args[1]), inside)
+    if origin == "pty" and number in OF_A_TERMINAL:
+        return OF_A_TERMINAL[number]
+    if call == "openat" and origin == ".landlock()" and number in OF_A_RULE:
+        return OF_A_RULE[number]
+    return BY_CALL.get((call, number)) or OF_ANY.get(number)
