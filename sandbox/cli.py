@@ -117,9 +117,23 @@ def _subcommand(word: str) -> Subcommand:
 
 
 def _plan(draft: Draft) -> int:
-    plan = draft.box.plan(draft.command)
-    _print(f"{plan.to_json() if draft.format == 'json' else plan}\n")
+    if draft.format == "svg":
+        text = _picture(draft)
+    else:
+        plan = draft.box.plan(draft.command)
+        text = plan.to_json() if draft.format == "json" else str(plan)
+    _print(f"{text}\n")
     return 0
+
+
+def _picture(draft: Draft) -> str:
+    from sandbox.compiler import entries_of
+    from sandbox.drawing import draw
+    from sandbox.identity import caller, inside_ids
+
+    spec = draft.box._spec
+    who = caller(spec)
+    return draw(spec, entries_of(spec, who, shown=True), inside_ids(spec, who), draft.command)
 
 
 def _run(draft: Draft) -> int:

@@ -60,6 +60,7 @@ Print the system calls that `sandbox run` would make, in order. Nothing runs.
 **Examples**
   sandbox plan -- true
   sandbox plan --format json --bind /srv:/data -- make | jq .steps[].call
+  sandbox plan --format svg --bind /srv:/data -- make > sandbox.svg
 """,
 }
 

@@ -267,8 +267,8 @@ def _timeout(draft: Draft, value: str) -> None:
 
 
 def _format(draft: Draft, value: str) -> None:
-    if value not in {"text", "json"}:
-        raise OptionError(f"is text or json, got {value!r}")
+    if value not in {"text", "json", "svg"}:
+        raise OptionError(f"is text, json or svg, got {value!r}")
     draft.format = value
 
 
@@ -497,7 +497,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--tty", "", "give it a terminal of its own", _tty, "run", "-t"),
             Option("--filter-output", "", "and let pass what draws, nothing else", _filter_output, "run"),
             Option("--timeout", "SECONDS", "then end it all, with status 124", _timeout, "run"),
-            Option("--format", "FORMAT", "of the plan: text (the default) or json", _format, "plan"),
+            Option("--format", "FORMAT", "text (the default), json or svg, a picture", _format, "plan"),
         ),
     ),
 )
