@@ -233,8 +233,7 @@ class Aio(EventLike[Completion]):
     def cancel(self, request: int) -> bool:
         """End a request early; return whether its completion says ECANCELED, which comes in any case.
 
-        False: it has completed, is past the point of return, or is of a kind that cannot be cancelled (reads
-            and
+        False: it has completed, is past the point of return, or is of a kind that cannot be cancelled (reads and
         writes of files, for the most part). A request that was not submitted is never carried out.
 
         Args:

@@ -1,4 +1,9 @@
-"""The documentation is true: an example that is followed by what it prints prints just that."""
+"""The documentation is true: what it shows runs, and prints what the page says.
+
+Of every page the blocks of Python and of a console are run; the block of text below one is what it prints. A comment
+above it may say `<!-- not run: why -->`, and those are counted here, or `<!-- needs: memory pids -->`, the controllers
+of its control groups.
+"""
 
 import os
 import re
@@ -6,44 +11,114 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 import harness
 import pytest
 
+import sandbox
+from sandbox import events, hints, primitives
+
 pytestmark = [pytest.mark.needs_userns, pytest.mark.needs_landlock(3), pytest.mark.needs_kernel(6, 11)]
 
-PAGES = {
-    name: (Path(harness.REPOSITORY) / "docs" / name).read_text()
-    for name in ("filters.md", "identity.md", "landlock.md", "notify.md", "process.md", "supervise.md", "terminal.md")
-}
-PROGRAMS = [
-    (page, *found)
+DOCS = Path(harness.REPOSITORY) / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+NOT_RUN = 3
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n+)?(?:<!-- needs: (?P<needs>[^\n]+) -->\n+)?"
+    r"```(?P<language>\w+)\n(?P<code>.*?)^```\n(?:\n?```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+# Languages that are no program; all others are run.
+_SHOWN = {"text", "toml", "json", "ini", "dockerfile"}
+
+
+class Block(NamedTuple):
+    page: str
+    language: str
+    code: str
+    output: str | None
+    why: str | None
+    needs: str | None
+
+
+BLOCKS = [
+    Block(page, found["language"], found["code"], found["output"], found["why"], found["needs"])
     for page, text in PAGES.items()
-    for found in re.findall(r"^```python\n((?:(?!```).*\n)*)```\n```text\n((?:(?!```).*\n)*)```$", text, re.MULTILINE)
+    for found in _BLOCK.finditer(text)
+]
+PROGRAMS = [
+    pytest.param(
+        one,
+        id=f"{one.page}:{i}",
+        marks=pytest.mark.needs_cgroup(*one.needs.split()) if one.needs else (),
+    )
+    for i, one in enumerate(BLOCKS)
+    if one.language == "python" and one.why is None
 ]
 COMMANDS = [
-    (page, command, output)
-    for page, text in PAGES.items()
-    for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    (one.page, command, output)
+    for one in BLOCKS
+    if one.language == "console" and one.why is None
+    for command, output in re.findall(r"^\$ (.*(?:\n> .*)*)\n((?:(?!\$ ).*\n)*)", one.code, re.MULTILINE)
 ]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def test_every_page_has_an_example():
-    assert PAGES.keys() == {page for page, *_ in PROGRAMS}
-    assert len(COMMANDS) >= 4
+def test_every_block_is_run_or_says_why_not():
+    assert {"python", "console"} | _SHOWN >= {one.language for one in BLOCKS}
+    assert NOT_RUN == sum(one.why is not None for one in BLOCKS)
 
 
-@pytest.mark.parametrize(("page", "program", "output"), PROGRAMS, ids=[page for page, *_ in PROGRAMS])
-def test_program_prints_what_the_page_says(page, program, output):
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=60)
-    assert (output, "") == (done.stdout, done.stderr)
+@pytest.mark.parametrize("block", PROGRAMS)
+def test_program_prints_what_the_page_says(block, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", block.code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (block.output or "", "") == (done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(("page", "command", "output"), COMMANDS, ids=[command for _, command, _ in COMMANDS])
-def test_command_prints_what_the_page_says(page, command, output):
+def test_command_prints_what_the_page_says(page, command, output, tmp_path):
     env = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["sh", "-c", command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+        ["sh", "-c", re.sub("^> ", "", command, flags=re.MULTILINE)],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
     )
     assert output == done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_have_a_target(page):
+    for link in LINK.findall(re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)):
+        if re.match(r"\w+:", link):
+            assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[\w./#?=&%+~-]*)?", link), link
+        else:
+            assert (DOCS / page).parent.joinpath(link.partition("#")[0] or page).exists(), link
+
+
+def test_every_page_can_be_found():
+    """Sphinx says this, too; but not everybody who writes a page builds them."""
+    listed = {"index.md"}
+    for page, text in PAGES.items():
+        for body in re.findall(r"^```\{toctree\}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            names = [line for line in body.splitlines() if line and not line.startswith(":")]
+            listed |= {os.path.normpath(f"{os.path.dirname(page)}/{name}.md").lstrip("/") for name in names}
+    assert listed == PAGES.keys()
+
+
+def test_reference_has_every_public_name():
+    written = "".join(text for page, text in PAGES.items() if page.startswith("reference/"))
+    names = {f"sandbox.{name}" for name in sandbox.__all__} | {f"sandbox.events.{name}" for name in events.__all__}
+    names |= {f"sandbox.primitives.{name}" for name in primitives._FAMILIES}
+    assert [] == sorted(name for name in names if not re.search(rf"{re.escape(name)}\b", written))
+
+
+def test_hints_are_sentences_that_fit_the_catalogue():
+    tables = (hints.BY_CALL, hints.OF_A_TERMINAL, hints.OF_A_RULE, hints.OF_ANY)
+    assert all(text and text[0].islower() and not text.endswith(".") for table in tables for text in table.values())
