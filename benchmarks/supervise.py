@@ -1,0 +1,301 @@
+"""What supervision costs, beside supervisord, circus, runit and s6, in one run.
+
+    python benchmarks/supervise.py [--quick]
+
+Restarts are seen from outside, alike for all: a service that is killed, and the first instruction of its successor,
+which writes the time to a FIFO. The unit is a bare launch of the same program, interleaved: by `posix_spawn`, and by
+this library without a supervisor. Peers that are not installed are left out.
+"""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sandbox import Sandbox
+from sandbox.supervise import Restart, ServiceExited, State, Supervisor
+from sandbox.supervise.plain import Plain
+
+HERE = Path(__file__).parent
+SPACE = 1.15  # seconds between two kills of a peer: several wait out the first second of a service
+
+OURS = """
+import sys
+from sandbox import Sandbox
+from sandbox.supervise import Restart, Supervisor
+box = {"plain": None, "boxed": Sandbox().bind_readonly(sys.argv[3]).bind(sys.argv[4])}[sys.argv[1]]
+with Supervisor() as supervisor:
+    for i in range(int(sys.argv[2])):
+        supervisor.add(f"s{i}", sys.argv[3:4 + (i == 0)], sandbox=box, restart=Restart.always(backoff=0))
+    supervisor.run()
+"""
+
+
+class Starts:
+    """The FIFO that services write to when they begin."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "fifo")
+        os.mkfifo(self.path)
+        os.chmod(self.path, 0o666)
+        self.fd = os.open(self.path, os.O_RDWR)
+
+    def next(self, timeout: float = 15.0) -> tuple[float, int]:
+        """Return when the next one began, in seconds, and its pid."""
+        if not select.select([self.fd], [], [], timeout)[0]:
+            raise TimeoutError("no service began")
+        when, pid = os.read(self.fd, 100).split()
+        return int(when) / 1e9, int(pid)
+
+
+def restarts(starts: Starts, count: int, space: float) -> list[float]:
+    """Kill the service again and again; return the seconds until each successor began."""
+    _, pid = starts.next()
+    found = []
+    for _ in range(count):
+        time.sleep(space)
+        before = time.monotonic()
+        os.kill(pid if in_our_namespace(pid) else find(), signal.SIGKILL)
+        when, pid = starts.next()
+        found.append(when - before)
+    return found
+
+
+PROGRAM = ""
+
+
+def in_our_namespace(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/exe") == PROGRAM
+    except OSError:
+        return False
+
+
+def find() -> int:
+    """Return the host's pid of the only process of the program, which says the pid that it has inside."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and in_our_namespace(int(name)):
+            with open(f"/proc/{name}/cmdline", "rb") as stream:
+                if stream.read().count(b"\0") == 2:
+                    return int(name)
+    raise ProcessLookupError
+
+
+@contextlib.contextmanager
+def running(words: list[str], **options: object) -> Iterator[int]:
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options) as process:  # type: ignore[call-overload]
+        try:
+            yield process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def supervisord(folder: Path, command: list[str], count: int) -> list[str]:
+    text = f"[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile={folder}/pid\n"
+    for i in range(count):
+        words = " ".join(command if i == 0 else command[:1])
+        text += f"[program:s{i}]\ncommand={words}\nautorestart=true\nstartsecs=0\n"
+        text += "stdout_logfile=NONE\nstderr_logfile=NONE\n"
+    (folder / "supervisord.conf").write_text(text)
+    return [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(folder / "supervisord.conf")]
+
+
+def circus(folder: Path, command: list[str], count: int) -> list[str]:
+    text = f"[circus]\nendpoint = ipc://{folder}/ep\npubsub_endpoint = ipc://{folder}/ps\n"
+    for i in range(count):
+        words = command if i == 0 else command[:1]
+        text += f"[watcher:s{i}]\ncmd = {' '.join(words)}\n"
+    (folder / "circus.ini").write_text(text)
+    return [sys.executable, "-W", "ignore", "-m", "circus.circusd", str(folder / "circus.ini")]
+
+
+def scanned(program: str) -> Callable[[Path, list[str], int], list[str]]:
+    def prepare(folder: Path, command: list[str], count: int) -> list[str]:
+        for i in range(count):
+            service = folder / "services" / f"s{i}"
+            service.mkdir(parents=True)
+            (service / "run").write_text(f"#!/bin/sh\nexec {' '.join(command if i == 0 else command[:1])}\n")
+            (service / "run").chmod(0o755)
+        return [program, str(folder / "services")]
+
+    return prepare
+
+
+def contenders() -> dict[str, Callable[[Path, list[str], int], list[str]]]:
+    found: dict[str, Callable[[Path, list[str], int], list[str]]] = {
+        "plain": lambda _, command, count: [sys.executable, "-c", OURS, "plain", str(count), *command],
+        "boxed": lambda _, command, count: [sys.executable, "-c", OURS, "boxed", str(count), *command],
+    }
+    for name, prepare in (("supervisor", supervisord), ("circus", circus)):
+        with contextlib.suppress(ImportError):
+            __import__(name)
+            found[name] = prepare
+    for name, program in (("runit", "runsvdir"), ("s6", "s6-svscan")):
+        if shutil.which(program):
+            found[name] = scanned(program)
+    return found
+
+
+def below(pid: int) -> list[int]:
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(OSError), open(f"/proc/{one}/task/{one}/children") as stream:
+            found += map(int, stream.read().split())
+    return [one for one in found if not in_our_namespace(one)]
+
+
+def memory(pids: list[int]) -> int:
+    """Return the proportional share of memory, in KiB."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/smaps_rollup") as stream:
+            total += next(int(line.split()[1]) for line in stream if line.startswith("Pss:"))
+    return total
+
+
+def cpu(pids: list[int]) -> float:
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/stat") as stream:
+            total += sum(map(int, stream.read().rpartition(")")[2].split()[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def services(count: int) -> None:
+    """Wait until so many processes of the program run."""
+    deadline = time.monotonic() + 120
+    while sum(in_our_namespace(int(n)) for n in os.listdir("/proc") if n.isdigit()) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the services do not start")
+        time.sleep(0.2)
+
+
+def bare(starts: Starts, command: list[str], count: int) -> dict[str, list[float]]:
+    """Launch without a supervisor, each way in turn; return the seconds until the first instruction."""
+    env = dict(os.environ)
+    plain = Plain(tuple(map(os.fsencode, command)), None)
+    box = Sandbox().bind_readonly(command[0]).bind(starts.path)
+    null = os.open("/dev/null", os.O_RDWR)
+    found: dict[str, list[float]] = {"posix_spawn": [], "plain": [], "boxed": []}
+    for _ in range(count):
+        before = time.monotonic()
+        pid = os.posix_spawn(command[0], command, env)
+        found["posix_spawn"].append(starts.next()[0] - before)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        before = time.monotonic()
+        process = plain.start(command, env, (null, null, null), {})
+        found["plain"].append(starts.next()[0] - before)
+        process.close()
+        before = time.monotonic()
+        process = box.popen(command)
+        found["boxed"].append(starts.next()[0] - before)
+        process.close()
+    os.close(null)
+    return found
+
+
+def thousand_exits(program: str, count: int) -> tuple[float, float, float]:
+    """Kill a service each millisecond; return median and largest lag of the event, and the share of a core used."""
+    with Supervisor() as supervisor:
+        for i in range(count):
+            supervisor.add(f"s{i}", [program], restart=Restart.never())
+        while any(one.state is not State.READY for one in supervisor.status().values()):
+            supervisor.step(1.0)
+        pids = {name: one.pid for name, one in supervisor.status().items()}
+        killer = os.fork()
+        begin = time.monotonic() + 0.2
+        names = list(pids)
+        if killer == 0:
+            for i, name in enumerate(names):
+                while (left := begin + i / 1000 - time.monotonic()) > 0:
+                    time.sleep(left)
+                os.kill(pids[name] or 0, signal.SIGKILL)
+            os._exit(0)
+        lags = []
+        before = time.process_time()
+        while len(lags) < count:
+            for event in supervisor.step(1.0):
+                if isinstance(event, ServiceExited):
+                    lags.append(time.monotonic() - begin - names.index(event.service) / 1000)
+        used = time.process_time() - before
+        os.waitpid(killer, 0)
+    return statistics.median(lags), max(lags), used / (count / 1000)
+
+
+def main() -> None:
+    global PROGRAM
+    quick = "--quick" in sys.argv[1:]
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        PROGRAM = str(folder / "service")
+        subprocess.run(["cc", "-O2", "-o", PROGRAM, HERE / "supervise.c"], check=True)
+        starts = Starts(folder)
+        command = [PROGRAM, starts.path]
+        rows(console, folder, starts, command, quick)
+
+
+def rows(console: Console, folder: Path, starts: Starts, command: list[str], quick: bool) -> None:
+    launched = {name: statistics.median(times) for name, times in bare(starts, command, 20 if quick else 100).items()}
+    table = Table(title="restarts and idle services")
+    for title in ("", "restart, ms", "of a bare launch", "of posix_spawn", "memory a service, KiB", "CPU idle, %"):
+        table.add_column(title, justify="right" if title else "left")
+    many = 20 if quick else 200
+    for label, prepare in contenders().items():
+        ours = label in {"plain", "boxed"}
+        place = folder / label
+        place.mkdir()
+        console.print(f"{label} ...", style="dim")
+        with running(prepare(place, command, 1)) as pid:
+            found = restarts(starts, (10 if quick else 60) if ours else (3 if quick else 8), 0.05 if ours else SPACE)
+            time.sleep(0.5)
+            alone = memory(below(pid))
+        place = folder / f"{label}-many"
+        place.mkdir()
+        with running(prepare(place, command, many)) as pid:
+            services(many)
+            starts.next()
+            time.sleep(2 if quick else 6)
+            pids = below(pid)
+            each = (memory(pids) - alone) / (many - 1)
+            before = cpu(pids)
+            time.sleep(3 if quick else 10)
+            idle = (cpu(pids) - before) / (3 if quick else 10)
+        restart = statistics.median(found)
+        launch = f"{restart / launched[label]:.2f}" if ours else ""
+        table.add_row(
+            {"plain": "Supervisor, plain", "boxed": "Supervisor, sandboxed"}.get(label, label),
+            f"{restart * 1000:.2f}",
+            launch,
+            f"{restart / launched['posix_spawn']:.2f}",
+            f"{each:.0f}",
+            f"{idle * 100:.2f}",
+        )
+    console.print(table)
+    console.print("bare launches, ms: " + ", ".join(f"{name} {value * 1000:.2f}" for name, value in launched.items()))
+    middle, largest, used = thousand_exits(command[0], 200 if quick else 1000)
+    console.print(
+        f"1000 exits a second: each heard of after {middle * 1000:.2f} ms (at most {largest * 1000:.1f}), "
+        f"with {used * 100:.0f} % of a core"
+    )
+
+
+if __name__ == "__main__":
+    main()
