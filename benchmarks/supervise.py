@@ -28,6 +28,7 @@ from sandbox.supervise import Restart, ServiceExited, State, Supervisor
 from sandbox.supervise.plain import Plain
 
 HERE = Path(__file__).parent
+IDLE = 0.05  # seconds of nothing before each launch
 SPACE = 1.15  # seconds between two kills of a peer: several wait out the first second of a service
 
 OURS = """
@@ -193,15 +194,18 @@ def bare(starts: Starts, command: list[str], count: int) -> dict[str, list[float
     null = os.open("/dev/null", os.O_RDWR)
     found: dict[str, list[float]] = {"posix_spawn": [], "plain": [], "boxed": []}
     for _ in range(count):
+        time.sleep(IDLE)  # as before each restart
         before = time.monotonic()
         pid = os.posix_spawn(command[0], command, env)
         found["posix_spawn"].append(starts.next()[0] - before)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        time.sleep(IDLE)
         before = time.monotonic()
         process = plain.start(command, env, (null, null, null), {})
         found["plain"].append(starts.next()[0] - before)
         process.close()
+        time.sleep(IDLE)
         before = time.monotonic()
         process = box.popen(command)
         found["boxed"].append(starts.next()[0] - before)
@@ -241,7 +245,7 @@ def thousand_exits(program: str, count: int) -> tuple[float, float, float]:
 def main() -> None:
     global PROGRAM
     quick = "--quick" in sys.argv[1:]
-    console = Console()
+    console = Console(width=120)
     with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -256,7 +260,7 @@ def rows(console: Console, folder: Path, starts: Starts, command: list[str], qui
     launched = {name: statistics.median(times) for name, times in bare(starts, command, 20 if quick else 100).items()}
     table = Table(title="restarts and idle services")
     for title in ("", "restart, ms", "of a bare launch", "of posix_spawn", "memory a service, KiB", "CPU idle, %"):
-        table.add_column(title, justify="right" if title else "left")
+        table.add_column(title, no_wrap=True, justify="right" if title else "left")
     many = 20 if quick else 200
     for label, prepare in contenders().items():
         ours = label in {"plain", "boxed"}
@@ -264,7 +268,7 @@ def rows(console: Console, folder: Path, starts: Starts, command: list[str], qui
         place.mkdir()
         console.print(f"{label} ...", style="dim")
         with running(prepare(place, command, 1)) as pid:
-            found = restarts(starts, (10 if quick else 60) if ours else (3 if quick else 8), 0.05 if ours else SPACE)
+            found = restarts(starts, (10 if quick else 60) if ours else (3 if quick else 8), IDLE if ours else SPACE)
             time.sleep(0.5)
             alone = memory(below(pid))
         place = folder / f"{label}-many"

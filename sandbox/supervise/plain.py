@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from sandbox import Enforced, Process, kernel as k, launch
 from sandbox.plan import Command, Late, Plan, Program, Template, candidates, environment
+from sandbox.records import R_STARTED, Record
 
 _NOTHING: Final = Enforced()
 
@@ -72,6 +73,18 @@ def _umask() -> int:
     return 0o022
 
 
+class _Setup(launch.Setup):
+    """A launch that keeps the pid of its payload, which here is the same inside and outside."""
+
+    pid: int | None = None
+
+    def take(self, record: Record | None) -> bool:
+        """Take one record; True when the payload has started."""
+        if record is not None and record.type == R_STARTED:
+            self.pid = record.value
+        return super().take(record)
+
+
 class Plain:
     """A command that is launched as a plain child, again and again.
 
@@ -112,10 +125,11 @@ class Plain:
         slots = [-1] * template.slots
         slots[3:6] = streams
         slots[6:] = fds.values()
-        setup = launch.Setup(template, Command(self._args, encoded, paths))
+        setup = _Setup(template, Command(self._args, encoded, paths))
         launch.run(setup, slots)
         # No self-check: nothing is promised.
         process: Process[bytes] = Process(args, setup.control, setup.init_pid, setup.init_pidfd, _NOTHING)
+        process._pid = setup.pid
         if setup.ended is not None:
             process._take(setup.ended)
         return process

@@ -75,6 +75,13 @@ def test_service_killed_by_a_signal_says_which(box):
         assert State.FAILED == supervisor.status()["a"].state
 
 
+def test_plain_service_that_ends_at_once_still_had_a_pid():
+    with Supervisor() as supervisor:
+        supervisor.add("a", ["true"], restart=Restart.always(backoff=0, limit=30))
+        pids = [event.pid for event in supervisor.events() if isinstance(event, ServiceStarted)]
+    assert 31 == len(set(pids) - {0})
+
+
 def test_run_returns_1_when_a_service_failed():
     with Supervisor() as supervisor:
         supervisor.add("a", ["true"])
