@@ -1,6 +1,6 @@
 """What supervision costs, beside supervisord, circus, runit and s6, in one run.
 
-    python benchmarks/supervise.py [--quick]
+    python benchmarks/supervise.py [--quick] [plain boxed supervisor circus runit s6]
 
 Restarts are seen from outside, alike for all: a service that is killed, and the first instruction of its successor,
 which writes the time to a FIFO. The unit is a bare launch of the same program, interleaved: by `posix_spawn`, and by
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -60,14 +61,17 @@ class Starts:
         return int(when) / 1e9, int(pid)
 
 
-def restarts(starts: Starts, count: int, space: float) -> list[float]:
+def restarts(starts: Starts, count: int, space: float, between: Callable[[], None]) -> list[float]:
     """Kill the service again and again; return the seconds until each successor began."""
     _, pid = starts.next()
     found = []
     for _ in range(count):
+        between()
         time.sleep(space)
+        pidfd = os.pidfd_open(pid if in_our_namespace(pid) else find())
         before = time.monotonic()
-        os.kill(pid if in_our_namespace(pid) else find(), signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
         when, pid = starts.next()
         found.append(when - before)
     return found
@@ -186,32 +190,36 @@ def services(count: int) -> None:
         time.sleep(0.2)
 
 
-def bare(starts: Starts, command: list[str], count: int) -> dict[str, list[float]]:
-    """Launch without a supervisor, each way in turn; return the seconds until the first instruction."""
-    env = dict(os.environ)
-    plain = Plain(tuple(map(os.fsencode, command)), None)
-    box = Sandbox().bind_readonly(command[0]).bind(starts.path)
-    null = os.open("/dev/null", os.O_RDWR)
-    found: dict[str, list[float]] = {"posix_spawn": [], "plain": [], "boxed": []}
-    for _ in range(count):
-        time.sleep(IDLE)  # as before each restart
-        before = time.monotonic()
-        pid = os.posix_spawn(command[0], command, env)
-        found["posix_spawn"].append(starts.next()[0] - before)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+class Bare:
+    """Launches of the same program without a supervisor, each of the three ways."""
+
+    def __init__(self, starts: Starts, command: list[str]) -> None:
+        self._starts, self._command, self._env = starts, command, dict(os.environ)
+        self._plain = Plain(tuple(map(os.fsencode, command)), None)
+        self._box = Sandbox().bind_readonly(command[0]).bind(starts.path)
+        self._null = os.open("/dev/null", os.O_RDWR)
+        self.took: dict[str, list[float]] = {}
+
+    def launch(self, way: str) -> None:
+        """Launch one, and note the seconds until its first instruction."""
         time.sleep(IDLE)
         before = time.monotonic()
-        process = plain.start(command, env, (null, null, null), {})
-        found["plain"].append(starts.next()[0] - before)
-        process.close()
-        time.sleep(IDLE)
-        before = time.monotonic()
-        process = box.popen(command)
-        found["boxed"].append(starts.next()[0] - before)
-        process.close()
-    os.close(null)
-    return found
+        if way == "posix_spawn":
+            pid = os.posix_spawn(self._command[0], self._command, self._env)
+        elif way == "plain":
+            process = self._plain.start(self._command, self._env, (self._null,) * 3, {})
+        else:
+            process = self._box.popen(self._command)
+        self.took.setdefault(way, []).append(self._starts.next()[0] - before)
+        if way == "posix_spawn":
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        else:
+            process.close()
+
+    def launches(self, ways: tuple[str, ...]) -> None:
+        for way in ways:
+            self.launch(way)
 
 
 def thousand_exits(program: str, count: int) -> tuple[float, float, float]:
@@ -257,18 +265,26 @@ def main() -> None:
 
 
 def rows(console: Console, folder: Path, starts: Starts, command: list[str], quick: bool) -> None:
-    launched = {name: statistics.median(times) for name, times in bare(starts, command, 20 if quick else 100).items()}
+    bare = Bare(starts, command)
     table = Table(title="restarts and idle services")
     for title in ("", "restart, ms", "of a bare launch", "of posix_spawn", "memory a service, KiB", "CPU idle, %"):
         table.add_column(title, no_wrap=True, justify="right" if title else "left")
     many = 20 if quick else 200
+    only = [word for word in sys.argv[1:] if not word.startswith("-")]
     for label, prepare in contenders().items():
+        if only and label not in only:
+            continue
         ours = label in {"plain", "boxed"}
         place = folder / label
         place.mkdir()
         console.print(f"{label} ...", style="dim")
         with running(prepare(place, command, 1)) as pid:
-            found = restarts(starts, (10 if quick else 60) if ours else (3 if quick else 8), IDLE if ours else SPACE)
+            ways = ("posix_spawn", label) if ours else ("posix_spawn",)
+            bare.took.clear()
+            count = (10 if quick else 100) if ours else (3 if quick else 8)
+            # In turns: an hour or a minute later all of it takes another time.
+            found = restarts(starts, count, IDLE if ours else SPACE, partial(bare.launches, ways))
+            launched = {way: statistics.median(times) for way, times in bare.took.items()}
             time.sleep(0.5)
             alone = memory(below(pid))
         place = folder / f"{label}-many"
@@ -293,7 +309,6 @@ def rows(console: Console, folder: Path, starts: Starts, command: list[str], qui
             f"{idle * 100:.2f}",
         )
     console.print(table)
-    console.print("bare launches, ms: " + ", ".join(f"{name} {value * 1000:.2f}" for name, value in launched.items()))
     middle, largest, used = thousand_exits(command[0], 200 if quick else 1000)
     console.print(
         f"1000 exits a second: each heard of after {middle * 1000:.2f} ms (at most {largest * 1000:.1f}), "
