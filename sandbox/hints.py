@@ -123,6 +123,10 @@ OF_A_TERMINAL: Final[dict[int, str]] = {
 OF_A_RULE: Final[dict[int, str]] = {
     e.ENOENT: "the path of a rule must exist inside of the sandbox; best_effort=True leaves out what is missing",
 }
+# Of the directory that is to be the root.
+OF_A_ROOT: Final[dict[int, str]] = {
+    e.ENOENT: "the directory that is to be the root must exist on the host",
+}
 # Of any call.
 OF_ANY: Final[dict[int, str]] = {
     e.ENOMEM: "no memory left for the kernel, or for the control group of the caller",
@@ -157,4 +161,6 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         return OF_A_TERMINAL[number]
     if call == "openat" and origin == ".landlock()" and number in OF_A_RULE:
         return OF_A_RULE[number]
+    if call == "open_tree" and origin.startswith(".rootfs(") and number in OF_A_ROOT:
+        return OF_A_ROOT[number]
     return BY_CALL.get((call, number)) or OF_ANY.get(number)

@@ -115,7 +115,12 @@ class Hints(_Rows):
     head = ("call", "errno", "hint")
 
     def rows(self) -> list[tuple[str, ...]]:
-        tables = {"a terminal": hints.OF_A_TERMINAL, "a rule of Landlock": hints.OF_A_RULE, "any": hints.OF_ANY}
+        tables = {
+            "a terminal": hints.OF_A_TERMINAL,
+            "a rule of Landlock": hints.OF_A_RULE,
+            "a root": hints.OF_A_ROOT,
+            "any": hints.OF_ANY,
+        }
         every = {(f"`{call}`", number): text for (call, number), text in hints.BY_CALL.items()}
         every |= {(what, number): text for what, table in tables.items() for number, text in table.items()}
         together: dict[tuple[str, str], list[str]] = {}

@@ -10,6 +10,7 @@ from sandbox.hints import hint_for
     ("call", "args", "number", "origin", "said"),
     [
         ("open_tree", (), errno.ENOENT, ".bind()", "optional=True"),
+        ("open_tree", (), errno.ENOENT, '.rootfs("/x")', "the directory that is to be the root"),
         ("move_mount", (), errno.ENOTDIR, "", "a file on a file"),
         ("move_mount", (), errno.ENOSPC, "", "fs.mount-max"),
         ("clone", (k.CLONE_NEWUSER,), errno.ENOSPC, "", "32 nested"),
