@@ -103,11 +103,17 @@ def running(words: list[str], **options: object) -> Iterator[int]:
         try:
             yield process.pid
         finally:
+            # Some leave their services behind: parents first, so that nothing is started again.
+            left = [os.pidfd_open(pid) for pid in tree(process.pid)[1:]]
             process.terminate()
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+            for pidfd in left:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
 
 
 def supervisord(folder: Path, command: list[str], count: int) -> list[str]:
@@ -156,12 +162,18 @@ def contenders() -> dict[str, Callable[[Path, list[str], int], list[str]]]:
     return found
 
 
-def below(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
+    """Return a process and all below it, parents first."""
     found = [pid]
     for one in found:
         with contextlib.suppress(OSError), open(f"/proc/{one}/task/{one}/children") as stream:
             found += map(int, stream.read().split())
-    return [one for one in found if not in_our_namespace(one)]
+    return found
+
+
+def below(pid: int) -> list[int]:
+    """Return the same without the services."""
+    return [one for one in tree(pid) if not in_our_namespace(one)]
 
 
 def memory(pids: list[int]) -> int:
