@@ -43,7 +43,7 @@ class InotifyBatch(Row):
     title = "inotify, named events, batch"
     unit = "event"
     targets = (
-        Target("sandbox", "inotify_simple", 3.0),
+        Target("sandbox", "inotify_simple", 3.0, beyond="C loop"),
         Target("sandbox", "C loop", 0.35),
         Target("sandbox, columns", "C loop", 0.75),
     )
@@ -176,10 +176,10 @@ def raw_inotify(path: str, mask: int) -> int:
 
 class InotifyAsync(InotifyBatch):
     title = "inotify, async for"
-    targets = (Target("sandbox", "asyncinotify", 6.0),)
+    targets = (Target("sandbox", "asyncinotify", 6.0, beyond="C loop"),)
 
     def contenders(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
-        return [("sandbox", self.sandbox), ("asyncinotify", self.asyncinotify)]
+        return [("sandbox", self.sandbox), ("asyncinotify", self.asyncinotify), ("C loop", self.c_loop)]
 
     def take_all(self, one: Any) -> Callable[[], int]:
         async def take() -> int:
@@ -287,7 +287,7 @@ class FanotifyRow(Row):
 
 class FanotifyNames(FanotifyRow):
     title = "fanotify, DFID_NAME"
-    targets = (Target("sandbox", "struct, pure Python", 2.0),)
+    targets = (Target("sandbox", "struct, pure Python", 2.0, beyond="C loop, names unread"),)
 
     def contenders(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
         return [("sandbox", self.sandbox), ("struct, pure Python", self.pure), ("C loop, names unread", self.c_loop)]
@@ -540,7 +540,7 @@ class Registering:
 class AsyncWakeUp(Row):
     title = "asyncio, wake-up of a task that waits"
     unit = "wake-up"
-    targets = (Target("sandbox", "add_reader for each wait", 2.0),)
+    targets = (Target("sandbox", "add_reader for each wait", 2.0, beyond="the event alone"),)
     count = 3000
 
     def contenders(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
@@ -549,7 +549,28 @@ class AsyncWakeUp(Row):
             ("add_reader for each wait", lambda: self.one(Registering(), asyncio.SelectorEventLoop())),
             ("sandbox, uvloop", lambda: self.one(self.ours(), uvloop_loop())),
             ("add_reader for each wait, uvloop", lambda: self.one(Registering(), uvloop_loop())),
+            *self.common(),
         ]
+
+    def common(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
+        return [("the event alone", self.event)]
+
+    def event(self) -> Contender:
+        """Make the events as the others do, in a turn of the loop that somebody else waits for."""
+        loop = asyncio.SelectorEventLoop()
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+
+        async def take() -> int:
+            for _ in range(self.count):
+                loop.call_soon(os.eventfd_write, fd, 1)
+                await asyncio.sleep(0)
+            return self.count
+
+        def close() -> None:
+            os.close(fd)
+            loop.close()
+
+        return Contender(in_loop(loop, take), close=close)
 
     def ours(self) -> Any:
         from sandbox.events import Eventfd_async
@@ -576,6 +597,9 @@ class AsyncReady(AsyncWakeUp):
     title = "asyncio, data waits already"
     unit = "event"
     targets = (Target("sandbox", "add_reader for each wait", 10.0),)
+
+    def common(self) -> Iterable[tuple[str, Callable[[], Contender]]]:
+        return []
 
     def one(self, one: Any, loop: asyncio.AbstractEventLoop) -> Contender:
         async def take() -> int:

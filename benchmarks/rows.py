@@ -34,11 +34,13 @@ class Target:
         who: The contender.
         peer: The yardstick.
         at_least: Times as fast: the peer's CPU time over the contender's. Below 1 it may be slower.
+        beyond: A contender that does only what neither of the two can spare: its time is taken off both.
     """
 
     who: str
     peer: str
     at_least: float
+    beyond: str | None = None
 
 
 class Row:
@@ -115,9 +117,10 @@ def measure(row: Row, rounds: int) -> Result:
         row.close()
     result.cost = {name: statistics.median(values) for name, values in costs.items()}
     for target in row.targets:
-        if target.who in costs and target.peer in costs:
-            pairs = zip(costs[target.peer], costs[target.who], strict=True)
-            result.ratios.append(statistics.median(peer / ours for peer, ours in pairs))
+        if {target.who, target.peer, target.beyond or target.peer} <= costs.keys():
+            common = costs[target.beyond] if target.beyond else [0.0] * rounds
+            three = zip(costs[target.peer], costs[target.who], common, strict=True)
+            result.ratios.append(statistics.median((peer - base) / max(ours - base, 1) for peer, ours, base in three))
         else:
             result.ratios.append(None)
     return result
@@ -135,7 +138,8 @@ def show(results: Sequence[Result], console: Console) -> None:
         for target, ratio in zip(row.targets, result.ratios, strict=True):
             cost = result.cost.get(target.who)
             if ratio is None:
-                absent = target.who if target.who in result.missing else target.peer
+                named = (target.who, target.peer, target.beyond or "")
+                absent = next((name for name in named if name in result.missing), target.peer)
                 verdict = f"[yellow]missing: {absent}: {result.missing.get(absent, 'not there')}"
             else:
                 verdict = "[green]pass" if ratio >= target.at_least else "[red]MISS"
@@ -143,7 +147,7 @@ def show(results: Sequence[Result], console: Console) -> None:
                 first,
                 target.who,
                 "" if cost is None else f"{cost:,.0f}",
-                target.peer,
+                target.peer + (f", beyond {target.beyond}" if target.beyond else ""),
                 f"{target.at_least:.2f}",
                 "" if ratio is None else f"{ratio:.2f}",
                 verdict,

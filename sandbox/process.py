@@ -114,7 +114,10 @@ class Process(ProcessControl, Generic[AnyStr]):
     def _poll(self, deadline: float | None, exchange: Exchange | None) -> bool:
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
-        denials_fd = -1 if self.denials is None or self.denials.closed or self._all_denied else self.denials.fileno()
+        denials_fd = -1
+        # Who is being killed needs no answer, and would run on with one.
+        if self.denials is not None and not (self.denials.closed or self._all_denied or self._killed):
+            denials_fd = self.denials.fileno()
         if denials_fd >= 0:
             poller.register(denials_fd, select.POLLIN)
         if exchange is not None:

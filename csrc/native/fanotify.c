@@ -36,6 +36,7 @@ struct sandbox_fanotify_batch {
     uint32_t kinds;   /* 1 << type of every information record met */
     uint32_t named;   /* how many events have a name */
     uint32_t handles; /* how many handles there are */
+    uint32_t differ;  /* FANOTIFY_DIFFER_*: columns in which not all rows are the same */
     size_t names_size;
     size_t new_names_size;
     /* One name for each event, empty for none, each with a NUL behind it. */
@@ -44,6 +45,10 @@ struct sandbox_fanotify_batch {
     char handle_bytes[SANDBOX_FANOTIFY_BYTES];
     _Alignas(8) char records[SANDBOX_FANOTIFY_BYTES];
 };
+
+#define FANOTIFY_DIFFER_FD 1U
+#define FANOTIFY_DIFFER_PID 2U
+#define FANOTIFY_DIFFER_DIRECTORY 4U
 
 /* The raw calls: the C library's header and the kernel's cannot be included together everywhere. */
 static int sandbox_fanotify_init(unsigned int flags, unsigned int event_flags)
@@ -71,6 +76,40 @@ static int32_t fanotify_handle(struct sandbox_fanotify_batch *batch, const char 
     return (int32_t)number;
 }
 
+/*
+ * A kind of record is met for the first time: empty its columns, so that a row without one says so. What does
+ * not occur costs nothing.
+ */
+static void fanotify_meet(struct sandbox_fanotify_batch *batch, unsigned int type)
+{
+    if (batch->kinds & 1U << type)
+        return;
+    batch->kinds |= 1U << type;
+    switch (type) {
+    case FAN_EVENT_INFO_TYPE_FID:
+        memset(batch->object, 0xff, sizeof(batch->object));
+        break;
+    case FAN_EVENT_INFO_TYPE_NEW_DFID_NAME:
+        memset(batch->new_directory, 0xff, sizeof(batch->new_directory));
+        break;
+    case FAN_EVENT_INFO_TYPE_PIDFD:
+        for (size_t row = 0; row < SANDBOX_FANOTIFY_RECORDS; row++)
+            batch->pidfd[row] = FAN_NOPIDFD;
+        break;
+    case FAN_EVENT_INFO_TYPE_ERROR:
+        memset(batch->error, 0, sizeof(batch->error));
+        memset(batch->error_count, 0, sizeof(batch->error_count));
+        break;
+    case FAN_EVENT_INFO_TYPE_RANGE:
+        memset(batch->offset, 0, sizeof(batch->offset));
+        memset(batch->count, 0, sizeof(batch->count));
+        break;
+    case FAN_EVENT_INFO_TYPE_MNT:
+        memset(batch->mount, 0, sizeof(batch->mount));
+        break;
+    }
+}
+
 /* Split one information record of `size` bytes into row `row`; false when it is cut short. */
 static bool fanotify_info(struct sandbox_fanotify_batch *batch, int row, const char *info, uint32_t size)
 {
@@ -81,7 +120,8 @@ static bool fanotify_info(struct sandbox_fanotify_batch *batch, int row, const c
     unsigned int handle_bytes;
 
     memcpy(&header, info, sizeof(header));
-    batch->kinds |= header.info_type < 32 ? 1U << header.info_type : 0;
+    if (header.info_type < 32)
+        fanotify_meet(batch, header.info_type);
     switch (header.info_type) {
     case FAN_EVENT_INFO_TYPE_FID:
     case FAN_EVENT_INFO_TYPE_DFID:
@@ -153,7 +193,7 @@ static int sandbox_fanotify_split(struct sandbox_fanotify_batch *batch, size_t s
     size_t at = 0;
     int row = 0;
 
-    batch->kinds = batch->named = batch->handles = 0;
+    batch->kinds = batch->named = batch->handles = batch->differ = 0;
     batch->names_size = batch->new_names_size = 0;
     if (size > sizeof(batch->records)) {
         errno = EMSGSIZE;
@@ -171,11 +211,7 @@ static int sandbox_fanotify_split(struct sandbox_fanotify_batch *batch, size_t s
         batch->mask[row] = event.mask;
         batch->fd[row] = event.fd;
         batch->pid[row] = event.pid;
-        batch->pidfd[row] = FAN_NOPIDFD;
-        batch->directory[row] = batch->new_directory[row] = batch->object[row] = -1;
-        batch->offset[row] = batch->count[row] = batch->mount[row] = 0;
-        batch->error[row] = 0;
-        batch->error_count[row] = 0;
+        batch->directory[row] = -1;
         for (uint32_t inner = event.metadata_len; inner < event.event_len;) {
             struct fanotify_event_info_header header;
 
@@ -187,6 +223,9 @@ static int sandbox_fanotify_split(struct sandbox_fanotify_batch *batch, size_t s
                 goto cut;
             inner += header.len;
         }
+        batch->differ |= (event.fd != batch->fd[0] ? FANOTIFY_DIFFER_FD : 0) |
+                         (event.pid != batch->pid[0] ? FANOTIFY_DIFFER_PID : 0) |
+                         (batch->directory[row] != batch->directory[0] ? FANOTIFY_DIFFER_DIRECTORY : 0);
         batch->names[batch->names_size++] = '\0';
         batch->new_names[batch->new_names_size++] = '\0';
         row++;

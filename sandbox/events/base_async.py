@@ -146,14 +146,28 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     def __aiter__(self) -> "AsyncIterator[E]":
         """Iterate over the events until the object is closed."""
-        return self
+        return self._iterate()
+
+    async def _iterate(self) -> "AsyncIterator[E]":
+        # A generator: each event that came with an earlier one costs a jump into it, where a coroutine of its own
+        # would cost as much as all the rest.
+        cache = self._cache
+        take = cache.popleft
+        simple = self._prefetch and not self._maxsize  # the reader stays, however much is cached
+        while True:
+            try:
+                event = await self.get()
+            except ValueError:
+                if self._source.closed:
+                    return
+                raise
+            yield event
+            # Nobody waits while something is cached.
+            while cache and (simple or self._registered):
+                yield take()
 
     async def __anext__(self) -> E:
         """Return the next event, or end the iteration because the object is closed."""
-        # What came with an earlier one, without a second coroutine: that would cost as much as the rest.
-        cache = self._cache
-        if cache and self._registered and not self._waiters and self._loop is not None and self._loop.is_running():
-            return cache.popleft()
         try:
             return await self.get()
         except ValueError:

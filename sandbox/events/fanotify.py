@@ -17,6 +17,7 @@ import errno as _errno
 import os
 import warnings
 import weakref
+from collections.abc import Sequence
 from itertools import repeat
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -313,12 +314,64 @@ class _OwningEvent(FanotifyEvent):
             self.close()
 
 
+class _Owner:
+    """What the events of one read share: their group, and which of their descriptors are open.
+
+    A number belongs to one event of a read, as long as it is open; so events need no state of their own, which would
+    cost as much as the rest of them.
+    """
+
+    __slots__ = ("forget", "group", "open")
+
+    def __init__(self, group: Group, descriptors: Sequence[int]) -> None:
+        self.group = group
+        self.open = set(descriptors)
+        if min(descriptors, default=0) < 0:
+            self.open = {fd for fd in descriptors if fd >= 0}
+        self.forget = self.open.remove
+
+    def __del__(self) -> None:
+        left = list(self.open)
+        if left:
+            if not self.group.inherited:
+                warnings.warn(f"unclosed fanotify events: fds={sorted(left)}", ResourceWarning, stacklevel=2)
+            for fd in left:
+                _close(fd)
+
+
+class _DescriptorEvent(FanotifyEvent):
+    """An event with a descriptor that nobody waits for. What is still open when all of a read are dropped is closed."""
+
+    __slots__ = ()
+
+    @property
+    def fd(self) -> int:
+        fd = self[1]
+        return fd if fd < 0 or fd in self[7].open else FAN_NOFD  # type: ignore[union-attr]
+
+    @property
+    def group(self) -> Group:
+        owner: _Owner = self[7]  # type: ignore[assignment]
+        return owner.group
+
+    def close(self) -> None:
+        fd = self[1]
+        try:
+            self[7].forget(fd)  # type: ignore[union-attr]
+        except KeyError:
+            return
+        _close(fd)
+
+
 def _events(columns: FanotifyColumns, group: Group | None, kind: type[FanotifyEvent]) -> list[FanotifyEvent]:
     mask, fd, pid, pidfd, directory, name, *rest = columns
+    owner: Group | _Owner | None = group
+    if kind is _DescriptorEvent and group is not None:
+        owner = _Owner(group, fd)
     # A group without such records has one shared tuple for all of its events.
-    absent = all(column is rest[0] for column in rest)
+    absent = rest.count(rest[0]) == len(rest)
     rests = repeat(_NOTHING) if absent else zip(*rest)  # noqa: B905  # equally long
-    rows = zip(mask, fd, pid, pidfd, directory, name, rests, repeat(group))
+    rows = zip(mask, fd, pid, pidfd, directory, name, rests, repeat(owner))
     return list(map(tuple.__new__, repeat(kind), rows))
 
 
@@ -384,7 +437,10 @@ class Fanotify(EventLike[FanotifyEvent]):
         self._asks = flags & _CLASSES != 0
         self._handles = flags & _FIDS != 0
         pidfds = flags & int(FanotifyInit.REPORT_PIDFD) != 0
-        self._kind = FanotifyEvent if self._handles and not pidfds else _OwningEvent
+        if self._handles and not pidfds:
+            self._kind: type[FanotifyEvent] = FanotifyEvent
+        else:
+            self._kind = _OwningEvent if self._asks or pidfds else _DescriptorEvent
         self._batch = FanotifyBatch(_read_size(handles=self._handles, pidfds=pidfds))
         super().__init__(fd, nonblock=nonblock)
         what = f"{self.name} fd={fd}"

@@ -350,6 +350,10 @@ _RANGE = 1 << FAN_EVENT_INFO_TYPE_RANGE
 _MOUNT = 1 << FAN_EVENT_INFO_TYPE_MNT
 _ERROR = 1 << FAN_EVENT_INFO_TYPE_ERROR
 
+_FD_DIFFERS: int = lib.FANOTIFY_DIFFER_FD
+_PID_DIFFERS: int = lib.FANOTIFY_DIFFER_PID
+_DIRECTORY_DIFFERS: int = lib.FANOTIFY_DIFFER_DIRECTORY
+
 
 class FanotifyBatch:
     """The memory that records are read into, for one reader at a time.
@@ -404,24 +408,30 @@ class FanotifyBatch:
         kinds = batch.kinds
         # One object for all columns that are absent, by which they are known.
         nothing = (None,) * count
+        # What is the same in all events, as a directory and a process often are, is made once.
+        differ = batch.differ
+        masks = unpack(self._mask, count)
+        fds: Sequence[int] = unpack(self._fd, count) if differ & _FD_DIFFERS else (self._fd[0],) * count
+        pids: Sequence[int] = unpack(self._pid, count) if differ & _PID_DIFFERS else (self._pid[0],) * count
         if not kinds:
-            masks, fds, pids = (unpack(column, count) for column in (self._mask, self._fd, self._pid))
             return FanotifyColumns(masks, fds, pids, (FAN_NOPIDFD,) * count, *[nothing] * 8)
         directory: Sequence[bytes | None] = nothing
         subject: Sequence[bytes | None] = nothing
         new_directory: Sequence[bytes | None] = nothing
         if kinds & (_DIRECTORY | _FID | _NEW):
             handles = self._handles(batch.handles)
-            if kinds & _DIRECTORY:
+            if kinds & _DIRECTORY and not differ & _DIRECTORY_DIFFERS:
+                directory = (handles[batch.directory[0]],) * count
+            elif kinds & _DIRECTORY:
                 directory = list(map(handles.__getitem__, unpack(batch.directory, count)))
             if kinds & _FID:
                 subject = list(map(handles.__getitem__, unpack(batch.object, count)))
             if kinds & _NEW:
                 new_directory = list(map(handles.__getitem__, unpack(batch.new_directory, count)))
         return FanotifyColumns(
-            unpack(self._mask, count),
-            unpack(self._fd, count),
-            unpack(self._pid, count),
+            masks,
+            fds,
+            pids,
             unpack(batch.pidfd, count) if kinds & _PIDFD else (FAN_NOPIDFD,) * count,
             directory,
             self._names(batch.names, batch.names_size, batch.named == count) if batch.named else nothing,

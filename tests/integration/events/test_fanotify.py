@@ -333,7 +333,7 @@ def test_dropped_event_warns_and_leaves_no_descriptor(tmp_path):
         fan.watch(tmp_path, FAN_OPEN | FAN_EVENT_ON_CHILD)
         (tmp_path / "a").read_bytes()
         event = fan.read_event()
-        with pytest.warns(ResourceWarning, match="unclosed <FanotifyEvent"):
+        with pytest.warns(ResourceWarning, match="unclosed fanotify events: fds="):
             del event
 
 
