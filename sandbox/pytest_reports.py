@@ -160,15 +160,15 @@ def _warn(item: pytest.Item, said: list[Any]) -> None:
 def end_of(copy: Isolated) -> str:
     """Say how a test ended that did not live to report."""
     if copy.status is None:
-        return "all its processes were killed from outside, or the machine has no memory left"
+        return "the processes of the test were killed from outside, or the machine has no memory left"
     code = os.waitstatus_to_exitcode(copy.status)
     if code >= 0:
-        return f"it ended its own process, with exit status {code}, before pytest could report"
+        return f"the test ended its own process, with exit status {code}, before pytest could report"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"its process was killed by {name}"
+    return f"the process of the test was killed by {name}"
 
 
 def passed(item: pytest.Item, when: Any) -> pytest.TestReport:

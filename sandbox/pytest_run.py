@@ -232,18 +232,18 @@ def _judge(
     if why is None and not told.done:
         why = memory or told.broken or pytest_reports.end_of(copy)
         if mailbox.overflowed:
-            why = f"its reports, with all output, have more than {SIZE >> 20} MiB"
+            why = f"the reports of the test, with all output, have more than {SIZE >> 20} MiB"
         elif memory is None and pids is not None:
             why += f"; {pids}"
     elif why is None and memory is not None and all(report.passed for report in phases.values()):
         why = memory  # of a child, which nobody looked after
     complete = "setup" in phases and "teardown" in phases
     if why is None and not complete:
-        why = "what it reported is not what pytest reports"
+        why = "what the test reported is not what pytest reports"
     if why is not None:
         # Where it ended: a phase has a report when it is over.
         phase = "teardown" if "call" in phases and memory is None else "call"
-        phases[phase] = pytest_reports.failed(item, phase, f"{item.nodeid} did not end as a test does: {why}", started)
+        phases[phase] = pytest_reports.failed(item, phase, why, started)
         phases.setdefault("setup", pytest_reports.passed(item, "setup"))
     elif any(limits):
         for report in phases.values():
@@ -261,9 +261,7 @@ def _wait(copy: Isolated, timeout: float | None) -> str | None:
             poller.register(copy.fileno(), select.POLLIN)
             if not poller.poll(None if timeout is None else timeout * 1000 + 1):
                 copy.kill()
-                why = (
-                    f"it took longer than {timeout:g} s, as sandbox(timeout=...) says, and was killed with all it began"
-                )
+                why = f"the test took longer than sandbox(timeout={timeout:g}), and was killed with all it had begun"
     except pytest.fail.Exception as error:  # somebody else's time limit
         copy.kill()
         why = str(error)

@@ -251,22 +251,22 @@ def test_last(): pass
 """
 
 REASONS = {
-    "test_exit_status": "it ended its own process, with exit status 3",
-    "test_exit_0": "it ended its own process, with exit status 0",
-    "test_kill": "its process was killed by SIGKILL",
-    "test_term": "its process was killed by SIGTERM",
-    "test_abort": "its process was killed by SIGABRT",
-    "test_segv": "its process was killed by SIGSEGV",
-    "test_exec": "it ended its own process, with exit status 0",
-    "test_hang": "it took longer than 1 s, as sandbox(timeout=...) says, and was killed with all it began",
-    "test_stop": "it took longer than 1 s",
-    "test_exit_in_fixture": "it ended its own process, with exit status 4",
-    "test_exit_at_end": "it ended its own process, with exit status 5",
+    "test_exit_status": "the test ended its own process, with exit status 3",
+    "test_exit_0": "the test ended its own process, with exit status 0",
+    "test_kill": "the process of the test was killed by SIGKILL",
+    "test_term": "the process of the test was killed by SIGTERM",
+    "test_abort": "the process of the test was killed by SIGABRT",
+    "test_segv": "the process of the test was killed by SIGSEGV",
+    "test_exec": "the test ended its own process, with exit status 0",
+    "test_hang": "the test took longer than sandbox(timeout=1), and was killed with all it had begun",
+    "test_stop": "the test took longer than sandbox(timeout=1)",
+    "test_exit_in_fixture": "the test ended its own process, with exit status 4",
+    "test_exit_at_end": "the test ended its own process, with exit status 5",
     "test_closes_everything": "Bad file descriptor",
     "test_exhausts_descriptors": "Too many open files",
-    "test_text_of_many_megabytes": "its reports, with all output, have more than 64 MiB",
+    "test_text_of_many_megabytes": "the reports of the test, with all output, have more than 64 MiB",
     "test_exit_called": "SystemExit: 7",
-    "test_xfail_killed": "its process was killed by SIGABRT",
+    "test_xfail_killed": "the process of the test was killed by SIGABRT",
 }
 
 
@@ -295,7 +295,7 @@ def test_documentation_its_tests_pass(tmp_path: pathlib.Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     run = inner_pytest.run(tmp_path, "--strict-markers", test_page="\n\n".join(blocks))
     assert run.outcomes() == dict.fromkeys(["test_a_node", "test_after_a_year", "test_as_usual", "test_tool"], "passed")
-    crash = "test_node.py::test_crash did not end as a test does: its process was killed by SIGSEGV"
+    crash = "the process of the test was killed by SIGSEGV"
     assert crash in page
     run = inner_pytest.run(tmp_path, "--sandbox", test_node="import ctypes\ndef test_crash(): ctypes.string_at(0)")
     assert run.failures()["test_crash"] == crash
