@@ -130,7 +130,7 @@ def told(event: ServiceEvent) -> str:
     """Return what happened in words."""
     match event:
         case ServiceStarted():
-            return f"started, process {event.pid}"
+            return f"started, process {event.pid}" if event.pid else "started"
         case ServiceReady():
             return "ready"
         case ServiceExited():

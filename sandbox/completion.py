@@ -27,7 +27,7 @@ _NAMESPACES: Final = ("user", "pid", "net", "ipc", "uts", "cgroup", "time")
 _PATHS: Final = frozenset({"SRC[:DST]", "DIR[:rw]"})
 _WORDS: Final = {
     "KIND": ("none", "loopback", "host"),
-    "FORMAT": ("text", "json"),
+    "FORMAT": ("text", "json", "svg"),
     "NS[,NS]": _NAMESPACES,
     "FILTER": _PRESETS,
 }
