@@ -34,6 +34,7 @@
  * them. */
 struct payload payloads[MAX_PAYLOADS];
 struct shared own_shared;
+char *stage_stack;
 struct plan *plan;
 struct shared *shared;
 int sync_fd;
@@ -449,6 +450,8 @@ static int plan_number(const char *text)
 __attribute__((used)) _Noreturn void enter(long *stack)
 {
     long argc = stack[0];
+
+    stage_stack = (char *)stack;
     char **argv = (char **)(stack + 1), **envp = argv + argc + 1;
 
     while (*envp)

@@ -52,6 +52,7 @@ struct payload {
     struct shared *shared;
 };
 extern struct payload payloads[MAX_PAYLOADS];
+extern char *stage_stack;        /* where stage 1 began */
 extern struct shared own_shared; /* of a payload that shares our memory anyway */
 
 /* step.c */

@@ -35,7 +35,11 @@ static char payload_stack[16 * KIB] __attribute__((aligned(4096)));
 /* A sandbox may live long: what the payload's set-up used of our memory is nobody's now. */
 void forget_stack(void)
 {
+    char *top = (char *)((uintptr_t)stage_stack & ~(uintptr_t)4095);
+
     call3(__NR_madvise, payload_stack, sizeof payload_stack, MADV_DONTNEED);
+    /* What stage 1 used below its arguments; where less than this is mapped, what is is given back. */
+    call3(__NR_madvise, top - 64 * KIB, 64 * KIB, MADV_DONTNEED);
 }
 
 static _Noreturn void payload_starts(void)
