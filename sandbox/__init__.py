@@ -7,7 +7,7 @@ objects over descriptors; `sandbox.primitives` are the kernel's calls. The names
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sandbox.builder import Network, Sandbox
+from sandbox.builder import Sandbox
 from sandbox.errors import (
     BusyError,
     CalledProcessError,
@@ -19,10 +19,12 @@ from sandbox.errors import (
     TimeoutExpired,
     UnsupportedError,
 )
-from sandbox.plan import Plan, Step
+from sandbox.order import LaunchOptions, PopenOptions, RunOptions
+from sandbox.plan import Plan
 from sandbox.process import Process
-from sandbox.result import Enforced, Mount, Reason, Result, Usage
-from sandbox.runner import LaunchOptions, PopenOptions, Runner, RunOptions
+from sandbox.result import Enforced, Reason, Result, Usage
+from sandbox.runner import Runner
+from sandbox.spec import Network
 from sandbox.streams import DEVNULL, PIPE, STDOUT
 
 if TYPE_CHECKING:
@@ -45,13 +47,11 @@ if TYPE_CHECKING:
         arg as arg,
     )
     from sandbox.landlock import Landlock as Landlock, LandlockOptions as LandlockOptions
-    from sandbox.notify import (
-        Emulation as Emulation,
-        Notification as Notification,
-        Notifier as Notifier,
-        Notifier_async as Notifier_async,
-    )
+    from sandbox.listing import Step as Step
+    from sandbox.notification import Emulation as Emulation, Notification as Notification
+    from sandbox.notify import Notifier as Notifier, Notifier_async as Notifier_async
     from sandbox.process_async import Process_async as Process_async
+    from sandbox.readback import Mount as Mount
     from sandbox.waiting import (
         as_completed as as_completed,
         as_completed_async as as_completed_async,
@@ -65,13 +65,15 @@ _LATER = {
     "Denials": "denials",
     "Denials_async": "denials",
     "Denied": "denials",
-    "Emulation": "notify",
+    "Emulation": "notification",
     "Landlock": "landlock",
     "LandlockOptions": "landlock",
-    "Notification": "notify",
+    "Mount": "readback",
+    "Notification": "notification",
     "Notifier": "notify",
     "Notifier_async": "notify",
     "Process_async": "process_async",
+    "Step": "listing",
     "as_completed": "waiting",
     "as_completed_async": "waiting",
     "wait_any": "waiting",

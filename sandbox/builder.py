@@ -4,43 +4,24 @@ Every method checks what it is given, and returns a new value. Nothing happens o
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
-from sandbox import compiler
-from sandbox.arguments import (
-    MOST_CONTENT,
-    Size,
-    StrOrBytesPath,
-    clock_offset,
-    file_mode,
-    host_name,
-    id_number,
-    integer,
-    parse_size,
-    path_text,
-    quoted,
-    source_path,
-    target_path,
-)
-from sandbox.compiler import NAMESPACES, Dev, FileFrom, Namespace, Python, Spec, Variant, compile_plan
+from sandbox.arguments import Size, StrOrBytesPath, clock_offset, host_name, id_number, integer, quoted, target_path
+from sandbox.builder_root import RootBuilder
+from sandbox.compiler import compile_plan
+from sandbox.compiler.draft import Variant
+from sandbox.compiler.filters import notifies
 from sandbox.errors import FilterError
 from sandbox.identity import MAX_COUNT, caller, inside_ids, values
-from sandbox.kernel import (
-    MOUNT_ATTR_NODEV,
-    MOUNT_ATTR_NOEXEC,
-    MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY,
-    NONE,
-)
 from sandbox.launcher import Launcher, in_groups, is_this_python
 from sandbox.limits import asks_group, merged
-from sandbox.plan import Command, Plan, candidates
-from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
-from sandbox.runner import Args, Environment, Order, Runner, words_of
-from sandbox.streams import Fd, Streams, descriptor
+from sandbox.order import Args, Environment, Order, words_of
+from sandbox.plan import Command, Plan
+from sandbox.spec import HOME, NAMESPACES, Namespace, Network, Python, Spec, System, default_entries
+from sandbox.streams import Streams
+from sandbox.template import candidates
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -54,46 +35,7 @@ if TYPE_CHECKING:
 _EXAMPLE: Final = 0x70000000
 
 
-class Network:
-    """Which network a sandbox sees.
-
-    Attributes:
-        none: A network of its own, with nothing up.
-        loopback: A network of its own, with its loopback up.
-        host: The caller's.
-    """
-
-    __slots__ = ("kind",)
-    none: "Network"
-    loopback: "Network"
-    host: "Network"
-
-    def __init__(self, kind: Literal["none", "loopback", "host"]) -> None:
-        self.kind = kind
-
-    def __eq__(self, other: object) -> bool:
-        """Compare by kind."""
-        return isinstance(other, Network) and other.kind == self.kind
-
-    def __hash__(self) -> int:
-        """Hash by kind."""
-        return hash((Network, self.kind))
-
-    def __reduce__(self) -> tuple[type["Network"], tuple[str]]:
-        """Pickle by kind."""
-        return Network, (self.kind,)
-
-    def __repr__(self) -> str:
-        """Show the constant."""
-        return f"Network.{self.kind}"
-
-
-Network.none = Network("none")
-Network.loopback = Network("loopback")
-Network.host = Network("host")
-
-
-class Sandbox(Runner):
+class Sandbox(RootBuilder):
     """A sandbox: what it has, what it may, and who it is. `Sandbox()` is safe by default.
 
     Without further words: new user, mount, pid, ipc, uts, net and cgroup namespaces; read-only /usr and the part of
@@ -104,16 +46,15 @@ class Sandbox(Runner):
     """
 
     __slots__ = ("_launcher", "_spec")
-    _spec: Spec
 
     def __init__(self) -> None:
-        self._spec = Spec(entries=compiler.default_entries(empty=False), cwd=compiler.HOME)
+        self._spec = Spec(entries=default_entries(empty=False), cwd=HOME)
         self._launcher = Launcher(self._spec)
 
     @staticmethod
     def empty() -> "Sandbox":
         """Return a sandbox with an empty root, all else as the default."""
-        return Sandbox._of(Spec(entries=compiler.default_entries(empty=True)))
+        return Sandbox._of(Spec(entries=default_entries(empty=True)))
 
     @classmethod
     def _of(cls, spec: Spec) -> Self:
@@ -121,12 +62,6 @@ class Sandbox(Runner):
         self._spec = spec
         self._launcher = Launcher(spec)
         return self
-
-    def _with(self, **changes: Any) -> Self:
-        return self._of(self._spec._replace(**changes))
-
-    def _add(self, entry: Entry | Dev | Python | FileFrom) -> Self:
-        return self._with(entries=(*self._spec.entries, entry))
 
     def _launch(self, order: Order, streams: Streams) -> "Process[Any]":
         return self._launcher.launch(order, streams)
@@ -144,252 +79,13 @@ class Sandbox(Runner):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it says; nothing that was compiled for this machine."""
-        return Sandbox._of, (self._spec,)
+        return type(self)._of, (self._spec,)
 
     def __repr__(self) -> str:
         """Show the builder calls that matter."""
         said = [e.origin for e in self._spec.entries if e.origin.startswith(".")]
-        head = "Sandbox()" if any(isinstance(e, compiler.System) for e in self._spec.entries) else "Sandbox.empty()"
+        head = "Sandbox()" if any(isinstance(e, System) for e in self._spec.entries) else "Sandbox.empty()"
         return f"<{head}{''.join(dict.fromkeys(said))}>"
-
-    # ── the root file system ──
-
-    def rootfs(self, path: StrOrBytesPath, *, readonly: bool = True) -> Self:
-        """Use a directory of the host as the whole root; /proc, /dev and /tmp of the default stay.
-
-        Args:
-            path: Directory of the host. It must have the directories that other calls mount on.
-            readonly: Nothing below it can be written.
-
-        Raises:
-            ValueError: Not the first call that concerns the root.
-        """
-        source = source_path(path, "path")
-        for entry in self._spec.entries:
-            if entry.origin != "Sandbox()":
-                raise ValueError(f"rootfs() replaces the whole root and must come before {entry.origin}")
-        origin = f".rootfs({quoted(source)}{'' if readonly else ', readonly=False'})"
-        kept = [entry for entry in self._spec.entries if not isinstance(entry, compiler.System)]
-        return self._with(
-            entries=(Root(source, readonly, origin), *kept),
-            cwd=None if self._spec.cwd == compiler.HOME else self._spec.cwd,
-        )
-
-    def bind(
-        self,
-        source: StrOrBytesPath,
-        target: StrOrBytesPath | None = None,
-        *,
-        optional: bool = False,
-        exec: bool = True,
-        dev: bool = False,
-        owner: int | None = None,
-    ) -> Self:
-        """Make a file or directory of the host visible and writable; set-id bits never work.
-
-        Args:
-            source: Path of the host, made absolute now.
-            target: Path inside; the same as the source when left out.
-            optional: Skip it when the source does not exist.
-            exec: Programs on it can be executed.
-            dev: Device nodes on it work.
-            owner: Who the payload is there, by an id of the host: what it writes is this user's, and what is this
-                user's it may write. The owner of the source when left out; only root may say another, and root's own
-                id counts only when it is said.
-        """
-        return self._bind("bind", source, target, optional, exec, dev, owner, NONE)
-
-    def bind_readonly(
-        self,
-        source: StrOrBytesPath,
-        target: StrOrBytesPath | None = None,
-        *,
-        optional: bool = False,
-        exec: bool = True,
-        dev: bool = False,
-        owner: int | None = None,
-    ) -> Self:
-        """Make a file or directory of the host visible, read-only with whatever is mounted below it.
-
-        Args:
-            source: Path of the host, made absolute now.
-            target: Path inside; the same as the source when left out.
-            optional: Skip it when the source does not exist.
-            exec: Programs on it can be executed.
-            dev: Device nodes on it work.
-            owner: Whose files the payload may read as its own, by an id of the host; nobody's when left out. Only
-                root may say another than itself.
-        """
-        return self._bind("bind_readonly", source, target, optional, exec, dev, owner, MOUNT_ATTR_RDONLY)
-
-    def _bind(
-        self,
-        method: str,
-        source: StrOrBytesPath,
-        target: StrOrBytesPath | None,
-        optional: bool,
-        exec: bool,
-        dev: bool,
-        owner: int | None,
-        attributes: int,
-    ) -> Self:
-        path = source_path(source)
-        where = target_path(path if target is None else target)
-        attributes = MOUNT_ATTR_NOSUID | attributes
-        if not exec:
-            attributes = attributes | MOUNT_ATTR_NOEXEC
-        if not dev:
-            attributes = attributes | MOUNT_ATTR_NODEV
-        words = [quoted(path)]
-        if where != path:
-            words.append(quoted(where))
-        owner = id_number(owner, "owner")
-        usual = (("optional", optional, False), ("exec", exec, True), ("dev", dev, False), ("owner", owner, None))
-        words += [f"{word}={value}" for word, value, default in usual if value != default]
-        origin = f".{method}({', '.join(words)})"
-        return self._add(Bind(path, where, attributes, optional=optional, origin=origin, owner=owner))
-
-    def tmpfs(
-        self,
-        target: StrOrBytesPath,
-        *,
-        size: Size | None = None,
-        mode: int = 0o755,
-        inodes: int | None = None,
-        exec: bool = True,
-    ) -> Self:
-        """Mount an empty file system in memory, private to each run.
-
-        Args:
-            target: Path inside.
-            size: Most bytes that it takes; half of the memory when left out.
-            mode: Permissions of its root.
-            inodes: Most files.
-            exec: Programs on it can be executed.
-        """
-        where = target_path(target)
-        limit = None if size is None else parse_size(size, "size")
-        if inodes is not None and (isinstance(inodes, bool) or not isinstance(inodes, int) or inodes < 1):
-            raise ValueError(f"inodes must be an int of at least 1, got {inodes!r}")
-        origin = f".tmpfs({quoted(where)}{'' if limit is None else f', size={limit}'})"
-        return self._add(
-            compiler.tmpfs_entry(where, mode=file_mode(mode), size=limit, inodes=inodes, exec=exec, origin=origin)
-        )
-
-    def proc(
-        self,
-        target: StrOrBytesPath = "/proc",
-        *,
-        hidepid: bool = False,
-        subset: Literal["pid"] | None = None,
-    ) -> Self:
-        """Mount a /proc of the sandbox's pid namespace.
-
-        Args:
-            target: Path inside.
-            hidepid: Processes of other users are invisible.
-            subset: "pid": nothing but the processes.
-        """
-        if subset not in {None, "pid"}:
-            raise ValueError(f'subset must be None or "pid", got {subset!r}')
-        where = target_path(target)
-        return self._add(compiler.proc_entry(where, hidepid=hidepid, subset=subset, origin=f".proc({quoted(where)})"))
-
-    def dev(
-        self,
-        target: StrOrBytesPath = "/dev",
-        *,
-        shm: Size | None = None,
-        nodes: Iterable[str] = DEVICE_NODES,
-    ) -> Self:
-        """Make a minimal /dev: nodes of the host, a devpts instance of its own, shm, the standard links.
-
-        Args:
-            target: Path inside.
-            shm: Most bytes that /dev/shm takes; half of the memory when left out.
-            nodes: Names of nodes below the host's /dev, and "pts" and "shm", which are the sandbox's own.
-        """
-        where = target_path(target)
-        if isinstance(nodes, str):
-            raise TypeError("nodes must be names, not one str")
-        names = tuple(nodes)
-        for name in names:
-            if not isinstance(name, str):
-                raise TypeError(f"nodes must be names, not {type(name).__name__}")
-            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name.split("/"):
-                raise ValueError(f"nodes must be names below /dev, got {name!r}")
-        if shm is not None and "shm" not in names:
-            raise ValueError(f'shm is a size, and nodes must name "shm" then, got {names!r}')
-        size = None if shm is None else str(parse_size(shm, "shm"))
-        return self._add(Dev(where, size, names, f".dev({quoted(where)})"))
-
-    def file(self, target: StrOrBytesPath, content: bytes | str, *, mode: int = 0o644) -> Self:
-        """Put a file inside.
-
-        Args:
-            target: Path inside.
-            content: What it holds; a str becomes UTF-8. At most 16 MiB.
-            mode: Permissions.
-        """
-        where = target_path(target)
-        if isinstance(content, str):
-            content = content.encode()
-        elif not isinstance(content, bytes):
-            raise TypeError(f"content must be bytes or str, not {type(content).__name__}")
-        if len(content) > MOST_CONTENT:
-            raise ValueError(f"content must have at most 16 MiB, got {len(content)} bytes; bind a file instead")
-        return self._add(File(where, content, file_mode(mode), f".file({quoted(where)})"))
-
-    def file_fd(self, target: StrOrBytesPath, source: Fd, *, mode: int = 0o644) -> Self:
-        """Put a file inside with what a descriptor holds, to its end: a pipe's or a file's.
-
-        Such a value does not pickle.
-
-        Args:
-            target: Path inside.
-            source: The descriptor, or what has a fileno(). It is read once, at the first launch, and stays the
-                caller's. At most 16 MiB.
-            mode: Permissions.
-        """
-        from sandbox.sources import DescriptorSource
-
-        where = target_path(target)
-        number = descriptor(source, "source")
-        origin = f".file_fd({quoted(where)}, {number})"
-        return self._add(FileFrom(where, DescriptorSource(source, origin), file_mode(mode), origin))
-
-    def dir(self, target: StrOrBytesPath, *, mode: int = 0o755) -> Self:
-        """Make a directory inside, and those above it.
-
-        Args:
-            target: Path inside.
-            mode: Permissions.
-        """
-        where = target_path(target)
-        return self._add(Dir(where, file_mode(mode), f".dir({quoted(where)})"))
-
-    def symlink(self, points_to: StrOrBytesPath, target: StrOrBytesPath) -> Self:
-        """Make a symbolic link inside; the order of os.symlink.
-
-        Args:
-            points_to: What it points to.
-            target: Path of the link.
-        """
-        text = path_text(points_to, "points_to")
-        if not text or "\0" in text:
-            raise ValueError(f"points_to must be a path without NUL, got {points_to!r}")
-        where = target_path(target)
-        return self._add(Symlink(text, where, f".symlink({quoted(text)}, {quoted(where)})"))
-
-    def mask(self, target: StrOrBytesPath) -> Self:
-        """Hide what is at a path: an empty directory over a directory, /dev/null over anything else."""
-        where = target_path(target)
-        return self._add(Mask(where, f".mask({quoted(where)})"))
-
-    def remount_readonly(self, target: StrOrBytesPath) -> Self:
-        """Make what is visible at a path read-only, with whatever is mounted below it."""
-        where = target_path(target)
-        return self._add(Readonly(where, f".remount_readonly({quoted(where)})"))
 
     def python(self) -> Self:
         """Make the interpreter that runs this program visible, with its packages, read-only at their own paths.
@@ -571,7 +267,7 @@ class Sandbox(Runner):
         filter = self._spec.filter
         if self._spec.observe and filter is None:
             raise ValueError("observe() watches what the filter refuses, and seccomp(None) leaves none")
-        if self._spec.observe and not isinstance(filter, str | None) and compiler.notifies(filter.to_bytes()):
+        if self._spec.observe and not isinstance(filter, str | None) and notifies(filter.to_bytes()):
             raise FilterError("observe() answers for the filter, and this one says Notify: it has one supervisor")
         return self
 

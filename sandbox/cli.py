@@ -127,7 +127,7 @@ def _plan(draft: Draft) -> int:
 
 
 def _picture(draft: Draft) -> str:
-    from sandbox.compiler import entries_of
+    from sandbox.compiler.root import entries_of
     from sandbox.drawing import draw
     from sandbox.identity import caller, inside_ids
 

@@ -7,17 +7,17 @@ who waits for a record that another thread takes would wait for ever.
 
 import errno
 import os
-import select
 import signal
 import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from sandbox.accounting import Accounted
 from sandbox.compiler import Layers
 from sandbox.errors import BusyError, SetupError, UnsupportedError
-from sandbox.exchange import Budget, deadline_of, milliseconds
+from sandbox.exchange import Budget, deadline_of
+from sandbox.order import Args, Order
+from sandbox.pidfds import pid_of, readable, reap
 from sandbox.records import (
     Q_DETACH,
     Q_KILL,
@@ -36,17 +36,16 @@ from sandbox.records import (
     parse_usage,
     request,
 )
-from sandbox.result import Enforced, Reason, Result, Usage
-from sandbox.runner import Args, Order, Runner
+from sandbox.result import Enforced, Reason, Result
 from sandbox.streams import Streams, close_all
+from sandbox.verdict import ended_by, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from sandbox.cgroups.group import Group
-    from sandbox.compiler import Namespace
     from sandbox.denials import Denied
     from sandbox.filters import Filter
+    from sandbox.spec import Namespace
     from sandbox.terminal import Terminal
 
 # In the order in which init numbers them.
@@ -55,7 +54,7 @@ _NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time
 _PATIENCE: Final = 5.0
 
 
-class ProcessControl(Runner):
+class ProcessControl(Accounted):
     """A running command, of either face.
 
     Attributes:
@@ -80,12 +79,13 @@ class ProcessControl(Runner):
         held: bool = False,
         sandbox: "ProcessControl | None" = None,
     ) -> None:
+        super().__init__()
+        # Of a further command: the first one, whose PID 1 it is that we ask.
+        self._sandbox = sandbox
         self.args = args
         self.name = name
         self.init_pid = init_pid
         self._pidfd = init_pidfd
-        # Of a further command: the first one, whose PID 1 it is that we ask.
-        self._sandbox = sandbox
         self.enter: Callable[[Any, Order, Streams], Any] | None = None
         self.enter_async: Callable[[Any, Order, Streams], Coroutine[Any, Any, Any]] | None = None
         self.enforced = enforced
@@ -101,10 +101,6 @@ class ProcessControl(Runner):
         self._detached = False
         self._failure: Exception | None = None
         self._failure_told = False
-        self._usage = Usage()
-        self._reason = Reason.EXITED
-        self._detail = ""
-        self._cause: Reason | None = None
         self._killed = False
         self._pid: int | None = None
         self._owner = os.getpid()
@@ -112,8 +108,6 @@ class ProcessControl(Runner):
         self._reading = False
         self._waiting = 0  # threads that use init_pidfd at this moment
         self._closing = False
-        self._since = time.monotonic()
-        self._group: Group | None = None
         self.terminal: Terminal | None = None
 
     def answer_for(self, listener: int, observed: "Filter | None") -> None:
@@ -151,18 +145,14 @@ class ProcessControl(Runner):
             self._detail = "PID 1 of the sandbox ended without a report: killed from outside, or out of memory"
         else:
             returncode = os.waitstatus_to_exitcode(status)
-            if returncode >= 0:
-                self._detail = f"exit status {returncode}"
+            filtered = bool(self.enforced.seccomp_filters)
+            if self._cause is None:
+                limits, usage = self.layers.limits, self._usage
+                self._reason, self._detail = judge(returncode, error, limits, usage, filtered=filtered)
             else:
-                self._reason = Reason.SIGNALED
-                self._detail = f"signal {_signal_name(-returncode)}"
-                if returncode == -signal.SIGSYS and self.enforced.seccomp_filters:
-                    self._reason = Reason.SECCOMP
-                    self._detail = "SIGSYS: the seccomp filter ends a process that makes such a call"
+                _, self._detail = ended_by(returncode, filtered=filtered)
         if self._cause is not None:
             self._reason = self._cause
-        elif status is not None:
-            self._judge(returncode, error)
         if control is not None:
             control.close()
         if not self.reaped:
@@ -172,24 +162,6 @@ class ProcessControl(Runner):
             self._settle_group(self._group, returncode)
         # Last: other threads look at it without the lock.
         self.returncode = returncode
-
-    def _judge(self, returncode: int, error: int) -> None:
-        """Say which of the limits on time ended it, if one did."""
-        limits, used = self.layers.limits, self._usage.cpu_time
-        if error == errno.ETIME:
-            self._reason = Reason.TIMEOUT
-            self._detail = f"killed after {self._usage.wall:.2f} seconds: limit(wall_time={limits.wall_time:g})"
-        elif error == errno.EDQUOT:
-            self._reason = Reason.CPU_TIME
-            self._detail = f"killed after {limits.cpu_time:g} seconds of CPU time of all processes: limit(cpu_time=)"
-        elif limits.cpu_time is not None:
-            # For the limit the kernel counts ticks, for the usage the time that the processor really had: on a busy
-            # virtual machine much less. A shell whose child ends by a signal exits with 128 and the signal.
-            by = -returncode if returncode < 0 else returncode - 128
-            share = {int(signal.SIGXCPU): 0.2, int(signal.SIGKILL): 0.5}.get(by)
-            if share is not None and used >= share * limits.cpu_time:
-                self._reason = Reason.CPU_TIME
-                self._detail += f", after {used:.2f} seconds of CPU time: limit(cpu_time={limits.cpu_time:g})"
 
     def stop_flood(self) -> None:
         """Ask PID 1 to end everything, because there was too much output; what was detached is let go on."""
@@ -331,108 +303,16 @@ class ProcessControl(Runner):
                 self._take(record)
         raise ProcessLookupError(errno.ESRCH, "the sandbox has ended")
 
-    # ── its control group ──
-
-    def adopt(self, group: "Group") -> None:
-        """Take over the control group that it is in: it is asked what was used and why it ended, and then removed."""
-        self._group = group
-        self.enforced = self._in_group(self.enforced)
-        if self.returncode is not None:
-            self._settle_group(group, self.returncode)
-
-    def _in_group(self, enforced: Enforced) -> Enforced:
-        group = self._group if self._sandbox is None else self._sandbox._group
-        if group is None:
-            return enforced
-        return replace(enforced, cgroup=group.path, limits={**enforced.limits, **group.limits()})
-
-    def _settle_group(self, group: "Group", returncode: int) -> None:
-        """Take what the group counted; what it knows better than PID 1 is the truth about the end."""
-        self._usage = self._counted(group)
-        out_of_memory, refusals = group.oom(), group.refusals()
-        # The killer takes what is largest. A command that copes with that, and ends well, has not run out.
-        if out_of_memory is not None and self._cause is None and returncode:
-            self._reason, self._detail = Reason.OOM, f"{self._detail}; {out_of_memory}"
-            if returncode == -signal.SIGKILL:
-                self._detail = out_of_memory
-        elif out_of_memory is not None:
-            self._detail += f"; {out_of_memory}"
-        if refusals is not None:
-            self._detail += f"; {refusals}"
-        group.remove()
-
-    def _counted(self, group: "Group") -> Usage:
-        counts: dict[str, Any] = group.counts()
-        if not self._usage.wall:
-            counts["wall"] = time.monotonic() - self._since
-        return replace(self._usage, **counts, pressure=group.pressure())
-
-    @property
-    def cgroups(self) -> Mapping[str, str]:
-        """The directory in which each controller counts it, for `sandbox.events`; empty without a control group."""
-        return {} if self._group is None else self._group.paths
-
-    def usage(self) -> Usage:
-        """Return what it has used so far; after its end, what it has used.
-
-        Without a control group the processes that run now are asked one by one, and what only a group counts is None.
-        """
-        if self._look() is not None:
-            return self._usage
-        if self._group is None:
-            from sandbox.tally import tally
-
-            counts: dict[str, Any] = tally(self.init_pid)
-            return Usage(wall=time.monotonic() - self._since, **counts)
-        with self._lock:  # another thread may note the end meanwhile, and remove the group
-            return self._usage if self.returncode is not None else self._counted(self._group)
-
-    def freeze(self) -> None:
-        """Stop every process inside, and return when all of them stand; nothing happens when it has ended.
-
-        `kill`, a timeout and the end of the caller end it all the same.
-
-        Raises:
-            UnsupportedError: It has no control group that can.
-            TimeoutError: A process could not be stopped within 10 seconds; all go on.
-        """
-        with self._lock:
-            if self._look() is None:
-                self._freezer("freeze").freeze(self._spared)
-
-    def thaw(self) -> None:
-        """Let everything inside go on; nothing happens when it does, or has ended.
-
-        Raises:
-            UnsupportedError: It has no control group that can.
-        """
-        with self._lock:
-            if self._look() is None:
-                self._freezer("thaw").thaw(self._spared)
-
-    @property
-    def _spared(self) -> int | None:
-        """PID 1 goes on while all others are frozen; where it is the payload, its watcher is in no group of ours."""
-        return None if self.inner_pidfd >= 0 else self.init_pid
-
-    def _freezer(self, what: str) -> "Group":
-        group = self._group if self._sandbox is None else self._sandbox._group
-        if group is None or not group.can_freeze:
-            raise UnsupportedError(
-                f"{what}()",
-                needed="a control group with a freezer: any of version 2, or the freezer of version 1",
-                found="a sandbox without a control group" if group is None else "a control group without a freezer",
-                fix="a limit that takes a control group makes one, limit(pids=...) for example",
-                errno=errno.ENOSYS,
-            )
-        return group
-
     # ── further commands ──
 
     @property
     def init_pidfd(self) -> int:
         """The pidfd of PID 1 of the sandbox; it stays this object's."""
         return self._pidfd if self._sandbox is None else self._sandbox.init_pidfd
+
+    @property
+    def _first(self) -> "ProcessControl":
+        return self if self._sandbox is None else self._sandbox
 
     def _launch(self, order: Order, streams: Streams) -> Any:
         """Start one more command in this sandbox, under every layer."""
@@ -448,7 +328,7 @@ class ProcessControl(Runner):
 
     def _entered(self, order: Order) -> "ProcessControl":
         """Return the first command of the sandbox, in which another can be started now."""
-        first = self if self._sandbox is None else self._sandbox
+        first = self._first
         first._check()
         if first._held:
             raise ValueError("the sandbox is held, and nothing can run in it yet: release() it first")
@@ -558,8 +438,7 @@ class ProcessControl(Runner):
                 fix="leave out init(False)",
             )
         try:
-            first = self if self._sandbox is None else self._sandbox
-            return first._ask(Q_NAMESPACE, _NAMESPACES.index(namespace))
+            return self._first._ask(Q_NAMESPACE, _NAMESPACES.index(namespace))
         except FileNotFoundError:
             raise UnsupportedError(
                 "namespace_fd()",
@@ -630,43 +509,3 @@ class ProcessControl(Runner):
         if self.inner_pidfd >= 0:
             os.close(self.inner_pidfd)
             self.inner_pidfd = -1
-
-
-def reap(pidfd: int) -> int | None:
-    """Reap a child by its pidfd; None when somebody else did, or SIGCHLD is ignored."""
-    while True:
-        try:
-            info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        except ChildProcessError:
-            return None
-        except BlockingIOError:
-            # libuv makes every descriptor non-blocking that it is told to watch.
-            readable(pidfd, None)
-            continue
-        return None if info is None else info.si_status
-
-
-def pid_of(pidfd: int) -> int:
-    """Return the pid that a pidfd stands for, in this process's namespace."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as stream:
-        for line in stream:
-            name, _, value = line.partition(":")
-            if name == "Pid":
-                pid = int(value)
-                if pid > 0:
-                    return pid
-    raise ProcessLookupError(errno.ESRCH, "the payload has ended")
-
-
-def readable(fd: int, deadline: float | None) -> bool:
-    """Wait until a descriptor is readable; False when the deadline passes first, 0: at once."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0 if deadline == 0 else milliseconds(deadline)))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)

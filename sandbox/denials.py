@@ -16,7 +16,8 @@ from sandbox.events.base import EventLike
 from sandbox.events.base_async import EventLike_async
 from sandbox.filters.actions import Errno
 from sandbox.filters.filter import Filter
-from sandbox.notify import Emulation, Notification, Notifier
+from sandbox.notification import Emulation, Notification
+from sandbox.notify import Notifier
 from sandbox.primitives.secure_computing import SECCOMP_RET_ACTION_FULL, SECCOMP_RET_DATA, SeccompAction
 
 __all__ = ["Denials", "Denials_async", "Denied", "asking", "refuse"]

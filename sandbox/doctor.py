@@ -13,9 +13,9 @@ from sandbox import causes, facts, host_ids, identity, probes
 from sandbox.builder import Sandbox
 from sandbox.causes import Cause
 from sandbox.cgroups import hierarchy
-from sandbox.compiler import Spec
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.probes import Answer, Identity
+from sandbox.spec import Spec
 from sandbox.streams import DEVNULL
 
 __all__ = ["Row", "examine"]

@@ -13,10 +13,10 @@ from unicodedata import east_asian_width
 
 from sandbox import kernel as k
 from sandbox.capabilities import capability_names
-from sandbox.compiler import NAMESPACES, Spec
 from sandbox.escapes import printable
 from sandbox.limits import Limits
 from sandbox.rootfs import Bind, Entry, File, Filesystem, Mask, Readonly, Root, Symlink
+from sandbox.spec import NAMESPACES, Spec
 
 if TYPE_CHECKING:
     from sandbox.landlock import Landlock

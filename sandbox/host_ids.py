@@ -4,9 +4,9 @@ import errno
 import os
 from typing import Final, NamedTuple
 
-from sandbox import launch
 from sandbox.errors import UnsupportedError
 from sandbox.identity import MAX_COUNT, mapped_ids
+from sandbox.launch import native
 
 # Numbers that nobody hands out to people or containers: systemd's documentation lists them as unused.
 _UNUSED: Final = range(0x70000000, 0x7FFFFFFF)
@@ -113,7 +113,7 @@ def claim(count: int | None) -> tuple[int, int]:
     for _ in range(min(_TRIES, len(ids))):
         _next += 1
         number = ids[_next % len(ids)]
-        fd = launch.claim(f"sandbox-{name}-{space.scope}{number}")
+        fd = native.claim(f"sandbox-{name}-{space.scope}{number}")
         if fd is not None:
             return number, fd
     raise UnsupportedError(

@@ -25,7 +25,7 @@ from sandbox.errors import SetupError, UnsupportedError
 from sandbox.rootfs import Bind, Owner, Root
 
 if TYPE_CHECKING:
-    from sandbox.compiler import Spec
+    from sandbox.spec import Spec
     from sandbox.subids import Extent
 
 Value: TypeAlias = tuple[str, int | bytes]

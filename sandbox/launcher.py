@@ -6,32 +6,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sandbox import host, launch
-from sandbox.compiler import (
-    Compiled,
-    Spec,
-    Variant,
-    compile_plan,
-    compile_tree,
-    filter_of,
-    notifies,
-)
+from sandbox.compiler import Compiled, compile_plan, compile_tree
+from sandbox.compiler.draft import Variant
+from sandbox.compiler.filters import filter_of, notifies
 from sandbox.control import ProcessControl
 from sandbox.errors import FilterError, SetupError
 from sandbox.exchange import Budget
-from sandbox.host_ids import claim
 from sandbox.identity import Caller, caller, fresh, id_mapper, inside_ids, owners, values
-from sandbox.launch import Entry, Setup
+from sandbox.launch import Setup, native
+from sandbox.launch.native import Kept
 from sandbox.limits import asks_group
-from sandbox.plan import Command, Plan, Template, candidates
+from sandbox.order import Environment, Order
+from sandbox.plan import Command, Plan
 from sandbox.process import Process
 from sandbox.records import parse_identity
 from sandbox.result import Enforced
-from sandbox.runner import Environment, Order
+from sandbox.spec import Spec
 from sandbox.streams import Streams, close_all
+from sandbox.template import Template, candidates
 
 if TYPE_CHECKING:
     from sandbox.cgroups import Chosen
     from sandbox.cgroups.group import Group
+    from sandbox.launch.entry import Entry
     from sandbox.process_async import Process_async
     from sandbox.rootfs import Tree
 
@@ -57,7 +54,7 @@ class _Ready:
 
     __slots__ = ("compiled", "template", "tree")
 
-    def __init__(self, compiled: Compiled, tree: "launch.Kept | None") -> None:
+    def __init__(self, compiled: Compiled, tree: "Kept | None") -> None:
         self.compiled = compiled
         self.template = Template(compiled.plan)
         self.tree = tree
@@ -85,14 +82,14 @@ class _Trees:
     """Root trees that were built once, as detached mounts; the least recently used is given up."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Tree, Caller], launch.Kept] = {}
+        self._kept: dict[tuple[Tree, Caller], Kept] = {}
 
-    def get(self, tree: "Tree", who: Caller) -> "launch.Kept | None":
+    def get(self, tree: "Tree", who: Caller) -> "Kept | None":
         """Return a tree's descriptor; None when this kernel cannot clone detached trees."""
-        with launch.kept_lock:
+        with native.lock:
             return self._get((tree, who))
 
-    def _get(self, key: "tuple[Tree, Caller]") -> "launch.Kept | None":
+    def _get(self, key: "tuple[Tree, Caller]") -> "Kept | None":
         tree, who = key
         kept = self._kept.pop(key, None)
         if kept is None or not kept.valid():
@@ -105,7 +102,7 @@ class _Trees:
             except SetupError:
                 # Before Linux 6.15; or a cause that the launch itself will meet and report.
                 return None
-            kept = launch.Kept(fd)
+            kept = Kept(fd)
             # A file system that is gone may leave its device number, too, to this one.
             for other in self._kept.values():
                 if other.fd == fd:
@@ -255,7 +252,9 @@ class Launcher:
         try:
             prepared = self.prepare(order, streams)
         except OSError as error:
-            raise launch.explained(error) from None
+            from sandbox.launch.failure import explained
+
+            raise explained(error) from None
         setup = Setup(
             prepared.template,
             prepared.command,
@@ -303,8 +302,10 @@ class Launcher:
 
     def _begin_entry(
         self, running: Prepared, sandbox: ProcessControl, order: Order, streams: Streams
-    ) -> tuple[Prepared, Entry]:
+    ) -> "tuple[Prepared, Entry]":
         prepared = self._prepare_entry(running, sandbox, order, streams)
+        from sandbox.launch.entry import Entry
+
         compiled = prepared.compiled
         return prepared, Entry(prepared.template, prepared.command, sandbox.ask_init, listens=compiled.listens)
 
@@ -430,6 +431,8 @@ class Launcher:
                 slots[compiled.tree_slot.number] = tree
             first = 0
             if cache.fresh:
+                from sandbox.host_ids import claim
+
                 first, claimed = claim(spec.id_ranges)
                 ours.append(claimed)
                 slots[2] = claimed

@@ -330,7 +330,7 @@ def _seccomp(draft: Draft, value: str) -> None:
     if value == "none":
         draft.box = draft.box.seccomp(None)
         return
-    from sandbox.compiler import notifies
+    from sandbox.compiler.filters import notifies
     from sandbox.filters.sources import read_filter
 
     filter = read_filter(value)

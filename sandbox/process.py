@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, cast
 
-from sandbox.control import ProcessControl, readable, reap
+from sandbox.control import ProcessControl
 from sandbox.errors import TimeoutExpired
 from sandbox.exchange import Exchange, close_stream, deadline_of, decoded, milliseconds
+from sandbox.order import Args
+from sandbox.pidfds import readable, reap
 from sandbox.records import Q_KILL, R_FD, R_STARTED, Control
 from sandbox.result import Enforced, Reason, Result
-from sandbox.runner import Args
 
 if TYPE_CHECKING:
     from sandbox.denials import Denials, Denied

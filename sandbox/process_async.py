@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from sandbox.control import ProcessControl
 from sandbox.errors import TimeoutExpired
 from sandbox.exchange import Exchange, decoded
+from sandbox.order import Args
 from sandbox.records import Q_KILL, Control
 from sandbox.result import Enforced, Reason, Result
-from sandbox.runner import Args
 from sandbox.streams_async import Output, Typing
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sandbox.capabilities import capability_names
@@ -16,7 +16,7 @@ from sandbox.errors import UnsupportedError
 from sandbox.facts import count_landlock_layers
 from sandbox.primitives.landlock import landlock_abi
 from sandbox.primitives.process import PR_GET_DUMPABLE, PR_GET_SECUREBITS, prctl
-from sandbox.result import Enforced, Mount
+from sandbox.result import Enforced
 
 __all__ = ["count_landlock_layers", "read_enforced"]
 
@@ -51,6 +51,15 @@ _LIMIT_LINES: Final = {
 def parse_status(text: str) -> dict[str, str]:
     """Return the lines of /proc/PID/status by name."""
     return {name: rest.strip() for name, _, rest in (line.partition(":") for line in text.splitlines())}
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount of a sandbox, as the kernel lists it."""
+
+    target: str
+    fstype: str
+    options: frozenset[str]
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:

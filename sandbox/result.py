@@ -10,6 +10,7 @@ from sandbox.errors import CalledProcessError
 
 if TYPE_CHECKING:
     from sandbox.denials import Denied
+    from sandbox.readback import Mount
 
 
 class Reason(enum.StrEnum):
@@ -60,15 +61,6 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
-    """One mount of a sandbox, as the kernel lists it."""
-
-    target: str
-    fstype: str
-    options: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Enforced:
     """What the payload really is, read back from the kernel before its program was executed.
 
@@ -103,7 +95,7 @@ class Enforced:
     landlock_abi: int | None = None
     landlock_layers: int = 0
     namespaces: Mapping[str, int] = field(default_factory=dict)
-    mounts: tuple[Mount, ...] = ()
+    mounts: "tuple[Mount, ...]" = ()
     descriptors: tuple[int, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
     cgroup: str | None = None

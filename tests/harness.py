@@ -272,15 +272,15 @@ def children() -> set[int]:
 
 def drop_kept() -> None:
     """Close the descriptors that the library keeps between launches, so that only a leak is left to be seen."""
-    launch, launcher = sys.modules.get("sandbox.launch"), sys.modules.get("sandbox.launcher")
-    if launch is None or launcher is None:
+    native, launcher = sys.modules.get("sandbox.launch.native"), sys.modules.get("sandbox.launcher")
+    if native is None or launcher is None:
         return
-    kept = [*launcher._trees._kept.values(), launch._init_program._kept, launch._lifeline and launch._lifeline[1]]
+    kept = [*launcher._trees._kept.values(), native._init_program._kept, native._lifeline and native._lifeline[1]]
     for one in kept:
         if one is not None:
             one.close()
     launcher._trees._kept.clear()
-    launch._init_program._kept = launch._lifeline = None
+    native._init_program._kept = native._lifeline = None
 
 
 def footprint(settle: Footprint | None = None) -> Footprint:

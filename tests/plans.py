@@ -9,8 +9,8 @@ from errno import EACCES, EINVAL, EIO, ELOOP, EMFILE, ENOENT, ENOMEM, ENOSPC, EP
 from typing import Any
 
 from sandbox import DEVNULL, Plan, Process, Sandbox, compiler, identity
+from sandbox.order import order_of
 from sandbox.plan import SEGMENTS, Call, Data, Segment, Slot
-from sandbox.runner import order_of
 from sandbox.streams import Streams
 
 # What each call may well fail with.

@@ -1,7 +1,7 @@
 /*
  * The plan as it lies in memory, and the records of the control channel.
  *
- * sandbox/plan.py writes what this file reads, and sandbox/records.py reads the records that it defines:
+ * sandbox/template.py writes what this file reads, and sandbox/records.py reads the records that it defines:
  * change them together, and raise PLAN_VERSION. All offsets count from the start of the image.
  */
 #ifndef SANDBOX_INIT_PLAN_H
@@ -157,7 +157,7 @@ struct record {
     } body;
 };
 _Static_assert(sizeof(struct record) == RECORD_SIZE, "a record is as long as it says");
-_Static_assert(sizeof(struct step) == 96, "a step is as long as sandbox/plan.py packs it");
+_Static_assert(sizeof(struct step) == 96, "a step is as long as sandbox/template.py packs it");
 _Static_assert(sizeof(struct plan) == 4 * (4 + 2 + 6 + 2 + 2 + MAX_SLOTS), "the header is packed");
 
 #endif

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from sandbox import Sandbox
-from sandbox.compiler import notifies
-from sandbox.plan import environment
-from sandbox.runner import words_of
+from sandbox.compiler.filters import notifies
+from sandbox.order import words_of
 from sandbox.supervise.model import Ready, Restart, ServiceOptions, Settings, seconds
 from sandbox.supervise.output import RotatingFile, Sink
 from sandbox.supervise.plain import Plain
 from sandbox.supervise.protocol import fd_name
+from sandbox.template import environment
 
 OPTIONS: Final = frozenset(ServiceOptions.__annotations__)
 NOTIFY_INSIDE: Final = "/run/notify"

@@ -14,8 +14,10 @@ from struct import pack
 from typing import Any, Final
 
 from sandbox import Enforced, Process, kernel as k, launch
-from sandbox.plan import Command, Late, Plan, Program, Template, candidates, environment
+from sandbox.launch import Setup
+from sandbox.plan import Command, Late, Plan, Program
 from sandbox.records import R_STARTED, Record
+from sandbox.template import Template, candidates, environment
 
 _NOTHING: Final = Enforced()
 
@@ -73,7 +75,7 @@ def _umask() -> int:
     return 0o022
 
 
-class _Setup(launch.Setup):
+class _Setup(Setup):
     """A launch that keeps the pid of its payload, which here is the same inside and outside."""
 
     pid: int | None = None

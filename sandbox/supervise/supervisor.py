@@ -21,7 +21,7 @@ from sandbox.supervise.signals import Signals
 from sandbox.supervise.watches import Watches
 
 if TYPE_CHECKING:
-    from sandbox.runner import Args
+    from sandbox.order import Args
 
 
 class Supervisor:

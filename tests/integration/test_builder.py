@@ -12,7 +12,7 @@ import pytest
 
 import sandbox
 from sandbox import Network, Sandbox, SetupError, UnsupportedError
-from sandbox.compiler import NAMESPACES
+from sandbox.spec import NAMESPACES
 
 pytestmark = pytest.mark.needs_userns
 

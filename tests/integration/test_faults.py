@@ -8,7 +8,8 @@ import plans
 import pytest
 
 from sandbox import DEVNULL, Filter, Sandbox, SetupError, compiler, launch, launcher
-from sandbox.plan import Command, Template
+from sandbox.plan import Command
+from sandbox.template import Template
 
 pytestmark = pytest.mark.needs_userns
 

@@ -17,8 +17,9 @@ import plans
 import pytest
 
 import sandbox as package
-from sandbox import Sandbox, SetupError, compiler, launch, launcher
-from sandbox.plan import Command, Program, Template, candidates
+from sandbox import Sandbox, SetupError, compiler, launcher
+from sandbox.launch.native import ControlChannel
+from sandbox.plan import Command, Program
 from sandbox.records import (
     Q_KILL,
     Q_NAMESPACE,
@@ -33,6 +34,7 @@ from sandbox.records import (
     RECORD_SIZE,
     request,
 )
+from sandbox.template import Template, candidates
 
 pytestmark = pytest.mark.needs_userns
 
@@ -328,7 +330,7 @@ def further(process, command, fds=(-1, -1, -1), **changes):
         theirs.close()
         os.close(plan_fd)
         os.close(null)
-    return launch.ControlChannel(ours.detach())
+    return ControlChannel(ours.detach())
 
 
 def records_of(channel, last=None):

@@ -18,6 +18,7 @@ import pytest
 
 import sandbox
 from sandbox import DEVNULL, PIPE, STDOUT, Reason, Sandbox, SetupError, launch as launch_module, launcher, records
+from sandbox.launch import native
 from sandbox.primitives import CLONE_NEWNET, unshare
 
 pytestmark = pytest.mark.needs_userns
@@ -591,8 +592,8 @@ def test_kept_descriptors_replaced_by_the_caller_stay_the_callers():
         for _ in range(3):
             box.run(["true"])
         kept = [
-            launch_module._init_program._kept.fd,
-            launch_module._lifeline[1].fd,
+            native._init_program._kept.fd,
+            native._lifeline[1].fd,
             *(one.fd for one in launcher._trees._kept.values()),
         ]
         assert KEPT == len(kept)
@@ -611,7 +612,7 @@ def test_kept_descriptors_replaced_by_the_caller_stay_the_callers():
 def test_lifeline_replaced_by_a_pidfd_of_another_process_is_noticed():
     def check():
         Sandbox().run(["true"])
-        old = launch_module._lifeline[1].fd
+        old = native._lifeline[1].fd
         child = os.fork()
         if child == 0:
             signal.pause()
@@ -639,7 +640,7 @@ def test_launch_after_fork_in_the_child_belongs_to_the_child():
             code = 1
             try:
                 plans.launch(box, ["sleep", "1000"], fds={9: write_end})
-                assert os.getpid() == launch_module._lifeline[0]
+                assert os.getpid() == native._lifeline[0]
                 code = 0
             finally:
                 os._exit(code)  # without a word to the sandbox
@@ -855,7 +856,7 @@ def test_process_communicate_feeds_drains_and_expires():
 
 def channel():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return launch_module.ControlChannel(ours.detach()), theirs
+    return native.ControlChannel(ours.detach()), theirs
 
 
 def record(type_, value=0):
@@ -898,7 +899,7 @@ def test_record_of_another_size_is_no_record(size):
 
 
 def test_program_that_ends_before_the_launch_has_heard_of_its_init(monkeypatch):
-    class Late(launch_module.ControlChannel):
+    class Late(native.ControlChannel):
         """Stage 1 gets the processor late: what it says comes last."""
 
         __slots__ = ("kept",)

@@ -18,7 +18,8 @@ import pytest
 from supervised import number, supervised
 
 from sandbox.filters import arg
-from sandbox.notify import Emulation, Notification, Notifier, Notifier_async
+from sandbox.notification import Emulation, Notification
+from sandbox.notify import Notifier, Notifier_async
 from sandbox.primitives.memory import process_vm_readv
 from sandbox.primitives.secure_computing import (
     SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,

@@ -15,7 +15,8 @@ import plans
 import pytest
 
 from sandbox import DEVNULL, PIPE, Process, Sandbox, SetupError, TimeoutExpired
-from sandbox.compiler import Variant, compile_plan
+from sandbox.compiler import compile_plan
+from sandbox.compiler.draft import Variant
 from sandbox.identity import caller
 from sandbox.terminal import Terminal, values_of
 

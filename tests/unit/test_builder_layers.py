@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from sandbox import Allow, Errno, Filter, FilterError, Landlock, Notify, Sandbox, compiler
+from sandbox.compiler import filters
 
 CALLER = compiler.Caller(1000, 1000, privileged=False)
 ROOT = compiler.Caller(0, 0, privileged=True)
@@ -52,8 +53,8 @@ def test_stored_programs_are_those_of_the_presets(nesting: bool) -> None:
     root = box.user(0, host_root=True)
     for spec, caller, setid in ((box._spec, CALLER, True), (box._spec, ROOT, True), (root._spec, ROOT, False),
                                 (root._spec, CALLER, True)):  # fmt: skip
-        assert Filter.default(nesting=nesting, setid=setid).to_bytes() == compiler.preset_program(spec, caller)
-        assert Filter.default(nesting=nesting, setid=setid) == compiler.filter_of(spec, caller)
+        assert Filter.default(nesting=nesting, setid=setid).to_bytes() == filters.preset_program(spec, caller)
+        assert Filter.default(nesting=nesting, setid=setid) == filters.filter_of(spec, caller)
 
 
 @pytest.mark.parametrize(
@@ -95,5 +96,5 @@ def test_names_of_capabilities_may_be_written_in_any_way() -> None:
 
 
 def test_notifies_finds_the_question_wherever_it_is() -> None:
-    assert compiler.notifies(Filter(Errno("EPERM")).rule(Notify, "mkdir").to_bytes())
-    assert not compiler.notifies(Filter.default().to_bytes())
+    assert filters.notifies(Filter(Errno("EPERM")).rule(Notify, "mkdir").to_bytes())
+    assert not filters.notifies(Filter.default().to_bytes())

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from sandbox import Errno, Filter, Landlock, Sandbox, kernel as k
-from sandbox.compiler import entries_of
+from sandbox.compiler.root import entries_of
 from sandbox.drawing import _size, draw
 from sandbox.identity import Caller, inside_ids
 from sandbox.rootfs import Bind, Entry, Owner

@@ -9,9 +9,10 @@ import struct
 import pytest
 from harness import REPOSITORY
 
-from sandbox import kernel as k, plan as plans
+from sandbox import kernel as k, plan as plans, template
 from sandbox.kernel import Flag
-from sandbox.plan import Command, Data, Late, Plan, Program, Template, candidates
+from sandbox.plan import Command, Data, Late, Plan, Program
+from sandbox.template import Template, candidates
 
 HEADER = struct.Struct("<16I")
 STEP = struct.Struct("<6Qqq2I2H6B2B2hB7x")
@@ -104,7 +105,7 @@ def test_record_types_are_the_headers():
 def test_image_header_says_its_own_size_and_segments():
     image = Template(sample()).image(COMMAND)
     head = header(image)
-    assert (0x584F4253, plans._VERSION, len(image)) == (head["magic"], head["version"], head["size"])
+    assert (0x584F4253, template._VERSION, len(image)) == (head["magic"], head["version"], head["size"])
     assert [0, 2, 4, 2, 2, 1] == [head[name] for name in ("f0", "f1", "f2", "c0", "c1", "c2")]
     assert (5, 7, 0, 1) == (head["step_count"], head["slot_count"], head["reserved"], head["flags"])
     assert 0 == head["steps"] % 8 == head["relocations"] % 8

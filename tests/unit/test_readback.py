@@ -1,7 +1,6 @@
 import math
 
-from sandbox.readback import confinement, parse_cgroup, parse_limits, parse_mountinfo, parse_status
-from sandbox.result import Mount
+from sandbox.readback import Mount, confinement, parse_cgroup, parse_limits, parse_mountinfo, parse_status
 
 STATUS = """Name:\tcat
 Uid:\t1000\t1000\t1000\t1000
