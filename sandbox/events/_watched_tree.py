@@ -181,6 +181,10 @@ class WatchedTree:
         self._report = report
         self._later: dict[tuple[Directory, str], int] = {}  # how often it was tried
         self._lost = False  # start() has to be tried again
+        # Where directories were moved from and to since everything was last settled; and whether places were exchanged
+        # meanwhile, which the events of two processes do not always tell apart from other renames.
+        self._moves: dict[tuple[Directory, str], None] = {}
+        self.doubtful = False
         self._above = -1  # the watch of the directory that the root is in
         self.root = Directory(-1, os.fstat(root_fd), os.path.join(path, ""))
         # By watch descriptor. One that left the tree stays until the kernel says that its watch is gone.
@@ -242,8 +246,14 @@ class WatchedTree:
         if not self._is_unread(parent, name):
             self._look(parent, name, report=True, announce=False)
 
+    def _moved(self, *places: tuple[Directory | None, str]) -> None:
+        for parent, name in places:
+            if parent is not None:
+                self._moves[parent, name] = None
+
     def move(self, node: Directory, parent: Directory, name: str) -> None:
         """Move a directory inside of the tree."""
+        self._moved((node.parent, node.name), (parent, name))
         replaced = parent.children.get(name)
         if replaced is not None:
             self.drop(replaced)
@@ -253,6 +263,7 @@ class WatchedTree:
     def exchange(self, one: Directory, other: Directory) -> None:
         """Let two directories change places."""
         places = [(node.parent, node.name) for node in (other, one)]
+        self._moved(*places)
         one.detach()
         other.detach()
         for node, (parent, name) in zip((one, other), places, strict=True):
@@ -296,6 +307,12 @@ class WatchedTree:
         if self._lost:
             self._lost = False
             self.start(report=report)
+        if self.doubtful:
+            # The disk decides; what an unread event will still change is put off by the look itself.
+            for place in self._moves:
+                self._later.setdefault(place, 0)
+        self._moves.clear()
+        self.doubtful = False
         tried: dict[tuple[Directory, str], int] = {}
         while self._later.keys() - tried.keys():
             tried, self._later = self._later, {}

@@ -278,6 +278,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
             # Moved on; or this is what was here before, and the two places were exchanged.
             del self._arrivals[node.wd, name]
             self._tree.check_later(node, name)
+            self._tree.doubtful = True
         old_path = node.prefix + name
         if mask & _ISDIR:
             child = node.children.get(name)
@@ -316,6 +317,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
         if at is None:
             self._tree.move(child, parent, name)
             return
+        self._tree.doubtful = True
         _, mask, cookie, _ = self._unread.take(at)
         if mask & self._mask:
             self._reports.add(parent, mask, cookie, name)
@@ -349,6 +351,7 @@ class RecursiveInotify(EventLike[RecursiveEvent]):
 
     def _leave_first(self, node: Directory, name: str) -> None:
         """Let a directory leave before what it was exchanged with arrives; else it is deleted."""
+        self._tree.doubtful = True
         for at, (wd, mask, cookie, other) in self._unread:
             if wd == node.wd and other == name and mask & _ENTRIES:
                 if mask & _FROM and mask & _ISDIR:
