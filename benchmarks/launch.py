@@ -18,6 +18,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterable
 
+import charts
 import contenders
 import loops
 import processes
@@ -382,6 +383,38 @@ def as_json(rows: list[Row], times: list[Times]) -> dict[str, object]:
     }
 
 
+# What the chart calls the contenders that it shows.
+CHARTED = {
+    "limit": ("bare system calls, in C", "limit"),
+    "the job": ("sandbox, the same job", "ours"),
+    "sandbox.run": ("sandbox.run, its whole default", "ours"),
+    "bwrap": ("bubblewrap", "peer"),
+    "nsjail": ("nsjail", "peer"),
+    "crun": ("crun", "peer"),
+    "runc": ("runc", "peer"),
+    "firejail (host's root)": ("firejail", "peer"),
+    "subprocess.run": ("subprocess.run, no sandbox", "limit"),
+}
+
+
+def chart(times: list[Times]) -> str:
+    """Draw how long each contender takes, from the call to the end of /bin/true."""
+    made = []
+    for one in times:
+        if one.name in CHARTED and one.values:
+            title, kind = CHARTED[one.name]
+            median = statistics.median(one.values)
+            made.append(charts.Bar(title, median, f"{median / 1e6:.2f} ms", kind))
+    made.sort(key=lambda bar: bar.value)
+    # What takes ten times as long would leave nothing of the others to be seen.
+    most = 10 * min((bar.value for bar in made if bar.kind == "ours"), default=0)
+    groups = [charts.Group("", [bar for bar in made if bar.value < most])]
+    slow = [bar for bar in made if bar.value >= most]
+    if slow:
+        groups.append(charts.Group("Much slower, on another scale", slow))
+    return charts.bars("Launch a sandbox, run /bin/true in it, see its end", groups)
+
+
 # ---- the command
 
 
@@ -398,6 +431,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--subject", default="the job", help="memory, workers, leaks: measure another contender")
     parser.add_argument("--json", metavar="FILE", help="write every row and time there")
+    parser.add_argument("--chart", metavar="FILE", help="launch: draw the times as SVG")
     arguments = parser.parse_args()
     arguments.groups = arguments.only.split(",") if arguments.only else list(GROUPS)
     if unknown := set(arguments.groups) - GROUPS.keys():
@@ -415,6 +449,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     output = open(arguments.json, "w") if arguments.json else None  # noqa: SIM115 - opened with root's rights
+    picture = open(arguments.chart, "w") if arguments.chart else None  # noqa: SIM115 - likewise
     contenders.load_limit()
     root = os.geteuid() == 0
 
@@ -454,6 +489,9 @@ def main() -> int:
     if output is not None:
         with output:
             json.dump(as_json(rows, times), output, indent=1)
+    if picture is not None:
+        with picture:
+            picture.write(chart(times))
     missed = [row for row in rows if row.verdict in ("MISSED", "MISSING")]
     print(f"{len(missed)} targets missed or not measured, {time.monotonic() - begin:.0f} s")
     return 1 if missed else 0

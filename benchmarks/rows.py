@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from charts import Bar, Group, bars
 from rich.console import Console
 from rich.table import Table
 
@@ -168,38 +169,23 @@ def show(results: Sequence[Result], console: Console) -> None:
 
 def chart(results: Sequence[Result]) -> str:
     """Return a chart as SVG: for each row, how long each contender takes next to the slowest."""
-    width, label, bar, gap, top = 860, 250, 16, 30, 46
-    lines: list[str] = []
-    y = top
-    for result in results:
-        if not result.cost:
-            continue
-        lines.append(f'<text x="16" y="{y}" class="row">{_text(result.row.title)}</text>')
-        y += 10
-        most = max(result.cost.values())
-        for name, cost in sorted(result.cost.items(), key=lambda item: item[1]):
-            length = max(2.0, (width - label - 130) * cost / most)
-            kind = "ours" if name.startswith("sandbox") else "limit" if "C loop" in name else "peer"
-            lines += [
-                f'<text x="{label - 8}" y="{y + bar - 4}" class="name">{_text(name)}</text>',
-                f'<rect x="{label}" y="{y}" width="{length:.1f}" height="{bar - 3}" rx="2" class="{kind}"/>',
-                f'<text x="{label + length + 6:.1f}" y="{y + bar - 4}" class="cost">{_nanoseconds(cost)}</text>',
-            ]
-            y += bar
-        y += gap
-    head = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" font-family="sans-serif">
-<style>
-svg {{ background: #fff }} .title {{ font-size: 15px; font-weight: bold }} .row {{ font-size: 13px; font-weight: bold }}
-.name {{ font-size: 12px; text-anchor: end; fill: #444 }} .cost {{ font-size: 11px; fill: #444 }}
-.ours {{ fill: #2a7de1 }} .peer {{ fill: #b9c0c8 }} .limit {{ fill: #6b7680 }}
-</style>
-<text x="16" y="22" class="title">CPU time for each event or operation, shorter is better</text>"""
-    return "\n".join([head, *lines, "</svg>", ""])
+    groups = [
+        Group(
+            result.row.title,
+            [
+                Bar(name, cost, _nanoseconds(cost), _kind(name))
+                for name, cost in sorted(result.cost.items(), key=lambda item: item[1])
+            ],
+        )
+        for result in results
+        if result.cost
+    ]
+    return bars("CPU time for each event or operation, shorter is better", groups)
+
+
+def _kind(name: str) -> str:
+    return "ours" if name.startswith("sandbox") else "limit" if "C loop" in name else "peer"
 
 
 def _nanoseconds(cost: float) -> str:
     return f"{cost:,.0f} ns" if cost < 10_000 else f"{cost / 1000:,.1f} µs"
-
-
-def _text(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -14,6 +14,7 @@ version = release = version_of("sandbox")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 exclude_patterns = ["_extension"]
 nitpicky = True
+smartquotes = False  # they would be copied with the commands
 
 myst_enable_extensions = ["attrs_block", "deflist"]
 myst_heading_anchors = 3
@@ -24,7 +25,7 @@ napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 python_maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 add_module_names = False

@@ -102,13 +102,10 @@ class Causes(_Rows):
     head = ("key", "what stands in the way", "what to do")
 
     def rows(self) -> list[tuple[str, ...]]:
-        own = {
-            "cgroups": ("no control group may be made here: the message says which directory refuses", "docs/limits.md")
-        }
-        return [
-            (f"`{key}`", *(_plain(_filled(part)) for part in own.get(key, parts)))
-            for key, parts in sorted(causes.TABLE.items())
-        ]
+        rows = {key: tuple(_plain(_filled(part)) for part in parts) for key, parts in causes.TABLE.items()}
+        # Its text depends on what was found: the page says more.
+        rows["cgroups"] = ("no control group may be made here: each place that refuses is named", "[limits](limits.md)")
+        return [(f"`{key}`", *parts) for key, parts in sorted(rows.items())]
 
 
 class Hints(_Rows):
