@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     build = compiled(options.solution.read_bytes())
     if build.returncode != 0:
-        print(f"CE: {build.reason}, {build.detail}", build.stderr.decode(errors="replace"), sep="\n")
+        said = build.stderr.decode("ascii", errors="backslashreplace").replace("\x1b", "?")  # it quotes the program
+        print(f"CE: {build.reason}, {build.detail}\n{said}")
         return 1
     box, verdicts = box_for(build.stdout, options.seconds, memory), []
     for case in cases:

@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Build, and copy the artefacts out; the exit code is the build's."""
     parser = argparse.ArgumentParser(description="Build out of tree, in memory, without network.")
     parser.add_argument("source", type=Path, help="seen inside as /source, read-only")
-    parser.add_argument("command", nargs="+", help="runs in /build, which is empty")
+    parser.add_argument("command", nargs="+", help="and its arguments, after --; runs in /build, which is empty")
     parser.add_argument("--take", action="append", default=[], metavar="FILE", help="copy /build/FILE out; repeatable")
     parser.add_argument("--out", type=Path, default=Path(), help="to this directory (.)")
     parser.add_argument("--size", default="1G", help="of /build (1G)")

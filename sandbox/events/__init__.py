@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sandbox.events.recursive_inotify import *
     from sandbox.events.signalfd import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.timerfd import *
+    from sandbox.primitives.fanotify import *  # the constants: mypy loses those that come through two of these
+    from sandbox.primitives.inotify import *
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "aio": ("Aio", "Aio_async", "Completion", "aligned_buffer"),

@@ -45,7 +45,8 @@ from sandbox.primitives.fanotify import (
     fanotify_split,
 )
 
-__all__ = [*_primitives.__all__, "Fanotify", "FanotifyEvent", "Fanotify_async", "str_to_events"]
+__all__ = ["Fanotify", "FanotifyEvent", "Fanotify_async", "str_to_events"]
+__all__ += _primitives.__all__  # in this form type checkers understand it
 
 _AT_FDCWD = -100
 _close = os.close

@@ -2,22 +2,45 @@
 
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import harness
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.needs_userns
 
 EXAMPLES = Path(harness.REPOSITORY) / "examples"
 
 
-def example(name: str, *arguments: object, cwd: Path, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+def example(
+    name: str, *arguments: object, cwd: Path, **options: "dict[str, str]"
+) -> "subprocess.CompletedProcess[str]":
     """Run one as its reader would."""
     command = [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, **options)
+
+
+@contextmanager
+def began(name: str, *arguments: object, cwd: Path) -> "Iterator[subprocess.Popen[str]]":
+    """Start one that stays, and end it."""
+    command = [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def write(directory: Path, **files: str) -> None:
@@ -32,10 +55,10 @@ def test_every_example_is_tested_short_and_in_the_table():
     table = (EXAMPLES / "README.md").read_text()
     here = Path(__file__).read_text()
     names = [path.stem for path in sorted(EXAMPLES.glob("*.py"))]
-    assert len(names) >= 4
+    assert len(names) >= 9
     assert [] == [name for name in names if f'example("{name}"' not in here and f'began("{name}"' not in here]
     assert [] == [name for name in names if f"[{name}.py]({name}.py)" not in table]
-    assert [] == [name for name in names if len((EXAMPLES / f"{name}.py").read_text().splitlines()) > 85]
+    assert [] == [name for name in names if len((EXAMPLES / f"{name}.py").read_text().splitlines()) > 90]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
@@ -263,3 +286,268 @@ def test_container_without_init_or_with_one_that_ends_says_so(tmp_path):
     done = example("container", "tree", "--init", "/sbin/none", cwd=tmp_path)
     assert 1 == done.returncode
     assert 'execve("/sbin/none")' in done.stderr
+
+
+# ── socket activation ──
+
+
+def fetched(address: str) -> str:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=30) as answer:
+        return answer.read().decode()
+
+
+def test_socket_activation_starts_for_a_visitor_and_again_for_the_next(tmp_path):
+    write(tmp_path, page_txt="hello")
+    tmp_path.chmod(0o755)
+    with began("socket_activation", ".", "--idle", 0.2, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        address = re.fullmatch(r"listening on (http://\S+), and nothing runs\n", process.stdout.readline())
+        assert address is not None
+        for _ in range(2):
+            assert "hello" == fetched(f"{address[1]}/page.txt")
+            assert re.fullmatch(r"started, pid \d+\n", process.stdout.readline())
+            assert '"GET /page.txt HTTP/1.1" 200' in process.stdout.readline()
+            assert "ended: exit status 0\n" == process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert ("stopping\n", 0) == (process.stdout.read(), process.wait(30))
+
+
+def test_socket_activation_of_what_cannot_be_started_gives_up(tmp_path):
+    (tmp_path / "public").mkdir()
+    with began("socket_activation", "public", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        port = int(re.search(r":(\d+),", process.stdout.readline())[1])  # type: ignore[index]
+        (tmp_path / "public").rmdir()
+        with socket.create_connection(("127.0.0.1", port)):
+            said = process.stdout.read()
+        assert (1, "given up") == (process.wait(30), said.splitlines()[-1])
+        assert 4 == said.count("ended: "), said
+        assert "must exist on the host" in said
+
+
+def test_socket_activation_without_its_directory_or_port_says_so(tmp_path):
+    done = example("socket_activation", "none", cwd=tmp_path)
+    assert (2, True) == (done.returncode, "none is no directory, or" in done.stderr)
+    assert 2 == example("socket_activation", ".", "--idle", 0, cwd=tmp_path).returncode
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = example("socket_activation", ".", "--port", taken.getsockname()[1], cwd=tmp_path)
+    assert 1 == done.returncode
+    assert "socket_activation.py: [Errno 98] Address already in use" in done.stderr
+
+
+# ── tee ──
+
+
+def test_tee_log_gives_the_same_to_both_and_continues_the_log(tmp_path):
+    numbers = "".join(f"{i}\n" for i in range(1, 100_001))
+    done = example("tee_log", "log", "--", "sh", "-c", "seq 100000; echo wrong >&2; exit 3", cwd=tmp_path)
+    assert (3, numbers + "wrong\n", "") == (done.returncode, done.stdout, done.stderr)
+    done = example("tee_log", "log", "--", "sh", "-c", "echo again; kill -9 $$", cwd=tmp_path)
+    assert (137, "again\n") == (done.returncode, done.stdout)
+    head, *body, foot, second, again, last = (tmp_path / "log").read_text().splitlines()
+    assert numbers + "wrong\n" == "\n".join(body) + "\n"
+    assert re.fullmatch(r"== \d{4}-\d\d-\d\d [\d:]+ sh -c 'seq 100000; echo wrong >&2; exit 3'", head)
+    assert foot.startswith(f"== exit status 3, {len(numbers) + 6} bytes in ")
+    assert ("again", True) == (again, "echo again" in second)
+    assert last.startswith("== signal SIGKILL, 6 bytes in ")
+
+
+def test_tee_log_into_what_takes_no_pages_copies(tmp_path):
+    write(tmp_path, out="before\n")
+    command = [sys.executable, EXAMPLES / "tee_log.py", "log", "--", "seq", "50000"]
+    with open(tmp_path / "out", "ab") as out:
+        done = subprocess.run(command, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, timeout=60)
+    assert (0, b"") == (done.returncode, done.stderr)
+    assert "before\n" + "".join(f"{i}\n" for i in range(1, 50_001)) == (tmp_path / "out").read_text()
+
+
+def test_tee_log_when_its_reader_leaves_ends_the_command(tmp_path):
+    with began("tee_log", "log", "--", "yes", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert "y\n" == process.stdout.readline()
+        process.stdout.close()
+        assert 141 == process.wait(30)
+
+
+def test_tee_log_without_the_program_or_a_place_for_the_log_says_so(tmp_path):
+    done = example("tee_log", "log", "--", "no-such-program", cwd=tmp_path)
+    assert (1, True) == (done.returncode, 'execve("no-such-program")' in done.stderr)
+    done = example("tee_log", "none/log", "--", "true", cwd=tmp_path)
+    assert (1, "tee_log.py: [Errno 2] No such file or directory: 'none/log'\n") == (done.returncode, done.stderr)
+
+
+# ── the broker ──
+
+
+def guarded(directory: Path) -> None:
+    (directory / "data/below").mkdir(parents=True)
+    write(directory / "data", a_csv="a\n", key_pem="secret\n")
+    write(directory / "data/below", b_csv="b\n")
+
+
+@pytest.mark.needs_root
+def test_file_broker_lets_through_what_is_allowed(tmp_path):
+    guarded(tmp_path)
+    shell = "cat a.csv below/b.csv; cat key.pem; cp /dev/null /tmp/key.pem && cat /tmp/key.pem"
+    done = example("file_broker", "data", "--allow", "*.csv", "--", "sh", "-c", shell, cwd=tmp_path)
+    assert ("a\nb\n", 0) == (done.stdout, done.returncode)
+    assert "allow '/data/a.csv'\nallow '/data/below/b.csv'\ndeny '/data/key.pem'\n" in done.stderr
+    assert "cat: key.pem: Operation not permitted" in done.stderr
+    assert done.stderr.endswith("exit status 0; allowed 2, denied 1\n"), "of other directories nobody asks"
+
+
+@pytest.mark.needs_root
+def test_file_broker_without_a_pattern_denies_all_and_the_host_nothing(tmp_path):
+    guarded(tmp_path)
+    read, over = [], threading.Event()
+
+    def host() -> None:
+        while not over.is_set():
+            read.append((tmp_path / "data/a.csv").read_text())
+
+    thread = threading.Thread(target=host)
+    thread.start()
+    try:
+        done = example("file_broker", "data", "--", "sh", "-c", "cat a.csv below/b.csv; exit 7", cwd=tmp_path)
+    finally:
+        over.set()
+        thread.join()
+    assert ("", 7) == (done.stdout, done.returncode)
+    assert done.stderr.endswith("exit status 7; allowed 0, denied 2\n")
+    assert {"a\n"} == set(read)
+    assert not thread.is_alive()
+
+
+@pytest.mark.needs_root
+def test_file_broker_without_its_directory_says_so(tmp_path):
+    done = example("file_broker", "none", "--", "true", cwd=tmp_path)
+    assert (1, True) == (done.returncode, "must exist on the host" in done.stderr)
+
+
+@pytest.mark.needs_user
+def test_file_broker_of_a_user_says_who_may(tmp_path):
+    guarded(tmp_path)
+    done = example("file_broker", "data", "--", "true", cwd=tmp_path)
+    assert (1, True) == (done.returncode, "only root of the host, with CAP_SYS_ADMIN" in done.stderr)
+
+
+# ── maps ──
+
+
+def test_parallel_map_answers_and_survives_strangers(tmp_path):
+    given = {
+        "2 ** 10": " = 1024",
+        "math.sqrt(9)": " = 3.0",
+        "open('/etc/shadow').read()": ": FileNotFoundError: [Errno 2] No such file or directory: '/etc/shadow'",
+        "'x' * 5000000": ": more than 1048576 bytes of output: limit(output=1048576)",
+        "__import__('os').kill(__import__('os').getpid(), 9)": ": signal SIGKILL",
+        "'\\x1b[2J'": " = '\\x1b[2J'",
+        "__import__('sys').exit('\\x1b[2J')": ": ?[2J",
+        "__import__('os')._exit(0)": ": the answer is no JSON: Expecting value: line 1 column 1 (char 0)",
+        "__import__('os').write(1, b'[' * 100000) and __import__('os')._exit(0)": ": the answer is no JSON: maximum",
+    }
+    done = example("parallel_map", *given, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert (1, "", len(given)) == (done.returncode, done.stderr, len(lines))
+    wrong = [line for line, (text, said) in zip(lines, given.items(), strict=True) if not line.startswith(text + said)]
+    assert [] == wrong
+    done = example("parallel_map", "9 ** 9 ** 9", "1 + 1", "--seconds", 0.5, cwd=tmp_path)
+    assert ["9 ** 9 ** 9: killed after 0.5", "1 + 1 = 2"] == [line[:29] for line in done.stdout.splitlines()]
+    assert 0 == example("parallel_map", "1", cwd=tmp_path).returncode
+
+
+def test_parallel_map_is_an_executor(tmp_path):
+    program = """
+from parallel_map import RemoteError, SandboxExecutor
+from sandbox import Sandbox
+
+def add(a, b):
+    print("heard by nobody")
+    return {"sum": a + b, "of": [a, b]}
+
+def sleep(seconds):
+    import time
+    time.sleep(seconds)
+
+with SandboxExecutor(Sandbox().limit(wall_time=5), max_workers=1) as executor:
+    print(*(one["sum"] for one in executor.map(add, range(5), range(5))))
+    first, second = executor.submit(add, [1], "x"), executor.submit(add, 1.5, 2)
+    print(first.exception(), type(first.exception()) is RemoteError, second.result())
+    running, waiting = executor.submit(sleep, 0.2), executor.submit(sleep, 1000)
+    executor.shutdown(wait=False, cancel_futures=True)
+    print(waiting.cancelled())
+    try:
+        executor.submit(add, 1, 2)
+    except RuntimeError as error:
+        print(error)
+"""
+    write(tmp_path, program_py=program)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(EXAMPLES)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = [
+        "0 2 4 6 8",
+        "TypeError: can only concatenate list (not \"str\") to list True {'sum': 3.5, 'of': [1.5, 2]}",
+        "True",
+        "cannot schedule new futures after shutdown",
+    ]
+    assert (said, "") == (done.stdout.splitlines(), done.stderr)
+
+
+# ── Dask ──
+
+
+@pytest.fixture
+def orphans() -> "Iterator[None]":
+    """Reap what multiprocessing leaves to init: its resource tracker ends after the program does."""
+    before = harness.children()
+    yield
+    for pid in harness.children() - before:
+        os.waitpid(pid, 0)
+
+
+def settings(directory: Path, **more: str) -> dict[str, dict[str, str]]:
+    return {"env": os.environ | {"DASK_TEMPORARY_DIRECTORY": str(directory)} | more}
+
+
+@pytest.mark.usefixtures("orphans")
+def test_cluster_spreads_over_worker_processes(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", a_txt="from the host")
+    tmp_path.chmod(0o755)
+    (tmp_path / "data").chmod(0o755)
+    script = "import os, sys; n = int(sys.argv[1]); n == 3 and os.kill(os.getpid(), 9); print(n * n, os.getpid())\n"
+    write(tmp_path, a_py=script + "print(open('/data/a.txt').read())\n")
+    words = ("a.py", 1, 2, 3, 4, 5, "x", "--data", "data")
+    done = example("cluster", *words, cwd=tmp_path, **settings(tmp_path))
+    said = re.findall(r"^(\w) on (tcp://127.0.0.1:\d+): (.*)\n(\d+ 2\nfrom the host\n)?", done.stdout, re.MULTILINE)
+    ended = ["exit status 0"] * 2 + ["signal SIGKILL"] + ["exit status 0"] * 2 + ["exit status 1"]
+    assert ended == [detail for _, _, detail, _ in said], done.stdout + done.stderr
+    assert ["1", "4", "16", "25"] == [text.split()[0] for *_, text in said if text]
+    assert 2 == len({worker for _, worker, _, _ in said})
+    assert "ValueError: invalid literal for int() with base 10: 'x'" in done.stdout
+    assert (1, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.usefixtures("orphans")
+def test_cluster_whose_workers_cannot_launch_or_be_reached_says_so(tmp_path):
+    write(tmp_path, a_py="")
+    done = example("cluster", "a.py", 1, "--data", "none", cwd=tmp_path, **settings(tmp_path))
+    assert 1 == done.returncode
+    assert "cluster.py: [Errno 2] step" in done.stderr, done.stderr
+    assert "must exist on the host" in done.stderr
+    fast = settings(tmp_path, DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="1s")
+    done = example("cluster", "a.py", 1, "--scheduler", "tcp://127.0.0.1:1", cwd=tmp_path, **fast)
+    assert (1, True) == (done.returncode, "cluster.py: Timed out trying to connect to tcp://127.0.0.1:1" in done.stderr)
+
+
+def test_cluster_without_dask_says_what_to_install(tmp_path):
+    done = subprocess.run(
+        ["/usr/bin/python3", "-S", "-P", EXAMPLES / "cluster.py", "x"], capture_output=True, text=True, timeout=60
+    )
+    assert (1, "cluster.py: Dask is missing: pip install 'sandbox[examples]'\n") == (done.returncode, done.stderr)
