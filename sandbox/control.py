@@ -101,6 +101,7 @@ class ProcessControl(Accounted):
         self._detached = False
         self._failure: Exception | None = None
         self._failure_told = False
+        self._cancelled_by = ""  # the name of an exception
         self._killed = False
         self._pid: int | None = None
         self._owner = os.getpid()
@@ -153,6 +154,8 @@ class ProcessControl(Accounted):
                 _, self._detail = ended_by(returncode, filtered=filtered)
         if self._cause is not None:
             self._reason = self._cause
+            if self._cancelled_by:
+                self._detail = f"killed by the caller, who was interrupted: {self._cancelled_by}"
         if control is not None:
             control.close()
         if not self.reaped:
@@ -162,6 +165,12 @@ class ProcessControl(Accounted):
             self._settle_group(self._group, returncode)
         # Last: other threads look at it without the lock.
         self.returncode = returncode
+
+    def _cancel(self, error: BaseException) -> None:
+        """Note that what ends it is an exception of the caller's; nothing happens when it has ended."""
+        if self._look() is None:
+            self._cause = Reason.CANCELLED
+            self._cancelled_by = type(error).__name__
 
     def stop_flood(self) -> None:
         """Ask PID 1 to end everything, because there was too much output; what was detached is let go on."""

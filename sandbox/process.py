@@ -332,7 +332,8 @@ class Process(ProcessControl, Generic[AnyStr]):
             expired = TimeoutExpired(self.args, cast(float, timeout), out, err)
             expired.result = result
             raise expired
-        except BaseException:
+        except BaseException as error:
+            self._cancel(error)
             self.kill()
             raise
         finally:
@@ -389,18 +390,19 @@ class Process(ProcessControl, Generic[AnyStr]):
         """Return itself."""
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         """Wait, as Popen does; after an exception kill first. A detached process, or a fork's copy, is let go."""
         if self._owner == os.getpid() and not self._detached:
-            if kind is not None:
+            if error is not None:
+                self._cancel(error)
                 self.kill()
             lost = self._close_stdin()
             self.close_streams()
             if self._pidfd >= 0:
                 self._await_end(None)
             self.close()
-            if lost is not None and kind is None:
+            if lost is not None and error is None:
                 raise lost
         self.close()
-        if kind is None and self._failure is not None and not self._failure_told:
+        if error is None and self._failure is not None and not self._failure_told:
             raise self._failure

@@ -281,8 +281,8 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
                     self.kill()
                     await self._ended_for_sure()
                     self._detail = f"killed after {timeout} seconds, the caller's timeout"
-            except BaseException:
-                self._cause = Reason.CANCELLED
+            except BaseException as error:
+                self._cancel(error)
                 self.kill()
                 await self._ended_for_sure()
                 raise
@@ -375,10 +375,11 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         """Return itself."""
         return self
 
-    async def __aexit__(self, kind: object, *_: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         """Wait; after an exception kill first. A detached process is let go."""
         if self._owner == os.getpid() and not self._detached:
-            if kind is not None:
+            if error is not None:
+                self._cancel(error)
                 self.kill()
                 await self._ended_for_sure()
             elif not self._end.done():
@@ -386,11 +387,12 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
                     self.stdin.close()
                 try:
                     await asyncio.shield(self._end)
-                except BaseException:
+                except BaseException as interrupted:
+                    self._cancel(interrupted)
                     await self.aclose()
                     raise
         await self.aclose()
-        if kind is None and self._failure is not None and not self._failure_told:
+        if error is None and self._failure is not None and not self._failure_told:
             raise self._failure
 
 
