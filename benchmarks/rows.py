@@ -188,4 +188,6 @@ def _kind(name: str) -> str:
 
 
 def _nanoseconds(cost: float) -> str:
+    if cost >= 10_000_000:
+        return f"{cost / 1e6:,.0f} ms"
     return f"{cost:,.0f} ns" if cost < 10_000 else f"{cost / 1000:,.1f} µs"

@@ -50,11 +50,21 @@ def _drawing(svg: str) -> list[nodes.Node]:
 
 class Picture(_Words):
     def run(self) -> list[nodes.Node]:
-        said = f"$ sandbox plan --format svg {self.arguments[0]} > sandbox.svg"
+        said = _folded(f"$ sandbox plan --format svg {self.arguments[0]} > sandbox.svg")
         return [
             nodes.literal_block(said, said, language="console"),
             *_drawing(sandbox("plan", "--format", "svg", *self.words())),
         ]
+
+
+def _folded(command: str) -> str:
+    """Continue a long command on further lines."""
+    lines = [""]
+    for part in re.split(r" (?=-)", command):
+        if lines[-1] and len(lines[-1]) + len(part) > 84:
+            lines.append(">   ")
+        lines[-1] += f" {part}" if lines[-1].strip("> ") else part
+    return " \\\n".join(lines)
 
 
 class Output(_Words):
@@ -144,6 +154,13 @@ def docstring(app: Sphinx, what: str, name: str, obj: object, options: object, l
     lines[:] = made
 
 
+def dashes(app: Sphinx, document: nodes.document, name: str) -> None:
+    """Write the dash between an argument and its text, which the switched-off smartquotes would have made."""
+    for text in list(document.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def skip_member(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
     """Leave out the fields of named tuples: the class says what they are."""
     return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
@@ -157,5 +174,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("sandbox-hints", Hints)
     app.add_directive("svg-file", SvgFile)
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
+    app.connect("doctree-resolved", dashes)
     app.connect("autodoc-skip-member", skip_member)
     return {"parallel_read_safe": True}

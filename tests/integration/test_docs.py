@@ -18,6 +18,8 @@ import pytest
 
 import sandbox
 from sandbox import events, hints, primitives
+from sandbox.options import options_of
+from sandbox.supervise import Supervisor
 
 pytestmark = [pytest.mark.needs_userns, pytest.mark.needs_landlock(3), pytest.mark.needs_kernel(6, 11)]
 
@@ -114,6 +116,26 @@ def test_every_page_can_be_found():
             names = [line for line in body.splitlines() if line and not line.startswith(":")]
             listed |= {os.path.normpath(f"{os.path.dirname(page)}/{name}.md").lstrip("/") for name in names}
     assert listed == PAGES.keys()
+
+
+def test_coming_from_names_options_and_methods_that_exist():
+    options = options_of("run").keys() | {"--proc", "--dev"}
+    with sandbox.popen(["true"]) as process:
+        methods = {name for one in (sandbox.Sandbox, process, Supervisor) for name in dir(one)}
+    wrong = []
+    for page, text in PAGES.items():
+        if page.startswith("from/"):
+            rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+            for code in re.findall(r"`([^`]+)`", " ".join(cells[1] for cells in rows)):
+                wrong += [
+                    (page, option) for option in re.findall(r"(?<!\S)--[a-z][\w-]+", code) if option not in options
+                ]
+                wrong += [
+                    (page, name)
+                    for name in re.findall(r"^(?:box|process|Supervisor)?\.(\w+)", code)
+                    if name not in methods
+                ]
+    assert [] == wrong
 
 
 def test_reference_has_every_public_name():
