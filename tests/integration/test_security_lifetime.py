@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import threading
+import time
 
 import harness
 import payloads
@@ -16,7 +17,16 @@ from supervision import alive, drive, python, shell, until
 import sandbox
 from sandbox import Reason, Sandbox
 from sandbox.primitives import CLONE_NEWNS, CLONE_NEWPID, clone3, mount
-from sandbox.supervise import Ready, Restart, ServiceExited, ServiceReady, State, Supervisor
+from sandbox.supervise import (
+    Ready,
+    Restart,
+    ServiceExited,
+    ServiceReady,
+    ServiceRestarting,
+    ServiceStarted,
+    State,
+    Supervisor,
+)
 
 pytestmark = pytest.mark.needs_userns
 
@@ -211,3 +221,26 @@ def test_service_that_takes_no_signal_is_stopped_all_the_same(how):
         supervisor.stop()
         until(supervisor, ServiceExited)
     assert not alive(pid)
+
+
+# ── clocks ──
+
+
+@pytest.mark.parametrize("leap", [-1e6, 1e6], ids=["back", "ahead"])
+def test_clock_that_somebody_sets_moves_no_deadline(leap, monkeypatch):
+    """Nobody here may set the clock of the machine: the calls that tell it lie instead."""
+    real = time.time
+    shift = [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+    with Supervisor() as supervisor:
+        supervisor.add("fails", shell("exit 1"), restart=Restart.on_failure(backoff=0.05, limit=2))
+        supervisor.add("late", shell("sleep 1000"), ready=Ready.fd(), ready_timeout=60)
+        before = until(supervisor, ServiceRestarting, "fails").time
+        shift[0] = leap
+        after = until(supervisor, ServiceStarted, "fails").time
+        drive(supervisor, lambda: supervisor.status()["fails"].state is State.FAILED)
+        assert State.STARTING is supervisor.status()["late"].state
+        assert abs(after - before - leap) < 3600  # the control: the leap was seen, in what is told
+    with pytest.raises(sandbox.TimeoutExpired):
+        Sandbox().run(["sleep", "1000"], timeout=0.1)
+    assert Reason.TIMEOUT is Sandbox().limit(wall_time=0.1).run(["sleep", "1000"]).reason
