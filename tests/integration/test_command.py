@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import harness
@@ -261,6 +262,16 @@ def test_plan_json_has_the_same_steps_as_the_text() -> None:
     assert list(range(1, len(steps) + 1)) == [step["number"] for step in steps]
     numbered = [line.split()[1].partition("(")[0] for line in text.splitlines() if line[:4].strip().isdigit()]
     assert numbered == [step["call"] for step in steps]
+
+
+def test_plan_svg_is_a_picture_of_it() -> None:
+    done = subprocess.run(
+        [*COMMAND, "plan", "--format", "svg", "--bind-readonly", b"/a\xff:/x", "true"],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "host: /a\\xff" in "".join(ET.fromstring(done.stdout).itertext())
 
 
 def test_plan_path_that_is_no_text_is_printed() -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,20 +50,18 @@ BLOCKS = [
     for page, text in PAGES.items()
     for found in _BLOCK.finditer(text)
 ]
-PROGRAMS = [
-    pytest.param(
-        one,
-        id=f"{one.page}:{i}",
-        marks=pytest.mark.needs_cgroup(*one.needs.split()) if one.needs else (),
-    )
-    for i, one in enumerate(BLOCKS)
-    if one.language == "python" and one.why is None
-]
-DIALOGUES = [
-    pytest.param(one, id=f"{one.page}:{i}")
-    for i, one in enumerate(BLOCKS)
-    if one.language == "console" and one.why is None
-]
+
+
+def blocks(language: str):
+    """Return the blocks to run, each with what it needs of the host."""
+    for i, one in enumerate(BLOCKS):
+        if one.language == language and one.why is None:
+            marks = [pytest.mark.needs_program(name) for name in ("bwrap", "busybox") if name in one.code]
+            if one.needs:
+                marks.append(pytest.mark.needs_cgroup(*one.needs.split()))
+            yield pytest.param(one, id=f"{one.page}:{i}", marks=marks)
+
+
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -71,7 +70,7 @@ def test_every_block_is_run_or_says_why_not():
     assert NOT_RUN == sum(one.why is not None for one in BLOCKS)
 
 
-@pytest.mark.parametrize("block", PROGRAMS)
+@pytest.mark.parametrize("block", blocks("python"))
 def test_program_prints_what_the_page_says(block, tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-c", block.code], cwd=tmp_path, capture_output=True, text=True, timeout=60
@@ -79,7 +78,7 @@ def test_program_prints_what_the_page_says(block, tmp_path):
     assert (block.output or "", "") == (done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("block", DIALOGUES)
+@pytest.mark.parametrize("block", blocks("console"))
 def test_dialogue_prints_what_the_page_says(block, tmp_path):
     env = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
     happened = ""
@@ -106,6 +105,13 @@ def test_links_have_a_target(page):
             assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[\w./#?=&%+~-]*)?", link), link
         else:
             assert (DOCS / page).parent.joinpath(link.partition("#")[0] or page).exists(), link
+
+
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.svg")))
+def test_drawing_is_well_formed_and_has_a_dark_face(name):
+    text = (DOCS / name).read_text()
+    assert ET.fromstring(text).findtext("{http://www.w3.org/2000/svg}title")
+    assert "prefers-color-scheme:dark" in text
 
 
 def test_every_page_can_be_found():
