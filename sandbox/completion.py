@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from sandbox.options import GROUPS, SUBCOMMANDS, Option, OptionError, Subcommand
+from sandbox.options import GROUPS, NAMED, NAMING, SUBCOMMANDS, Option, OptionError, Subcommand
 
 COMMANDS: Final = {
     "run": "run a command in a new sandbox",
     "shell": "run a shell in one, on a terminal of its own",
     "plan": "print the system calls, run nothing",
+    "exec": "run one more command in one that runs",
+    "list": "those that run with a name",
+    "stop": "ask one to end, then kill it",
+    "kill": "kill one",
     "doctor": "what works on this host, and why not",
     "seccomp": "show, simulate, compare, convert filters",
     "supervise": "run services, and start them again",
@@ -21,6 +25,8 @@ _ACTIONS: Final = {
     "completion": ("bash", "zsh", "fish"),
 }
 _FILES: Final = frozenset({"seccomp", "supervise"})  # they take files, too
+# They take no command.
+_WITHOUT: Final = tuple(name for name in NAMED if name != "exec")
 _PRESETS: Final = ("none", "default", "default-nesting", "strict", "docker")
 _NAMESPACES: Final = ("user", "pid", "net", "ipc", "uts", "cgroup", "time")
 # What completes a value, by how the help shows it: paths of the host, or words; all else is the person's to know.
@@ -59,7 +65,8 @@ def _spellings(subcommand: Subcommand) -> Iterator[str]:
 
 _BASH: Final = r"""# bash completion for sandbox(1), made by: sandbox completion bash
 _sandbox() {
-    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} options i
+    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}
+    local options i named=0
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W '%(commands)s --help --version' -- "$current")
@@ -69,14 +76,17 @@ _sandbox() {
 %(subcommands)s
     *) return ;;
     esac
-    # The first word that is no option and no value of one begins the command.
+    case $command in
+    %(naming)s) named=1 ;;
+    esac
+    # The first word that is no option and no value of one begins the command; where a name comes first, the second.
     for ((i = 2; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
         %(valued)s) ((i++)) ;;
         =) ((i++)) ;;
         --) ((i++)); break ;;
         -*) ;;
-        *) break ;;
+        *) ((named)) || break; named=0 ;;
         esac
     done
     if ((i <= COMP_CWORD)) && { [[ ${COMP_WORDS[i-1]} == -- ]] || ((i < COMP_CWORD)); }; then
@@ -95,7 +105,9 @@ _sandbox() {
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options --" -- "$current")
-    else
+    elif ((named)); then
+        mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" list --names 2>/dev/null)" -- "$current")
+    elif [[ $command != @(%(without)s) ]]; then
         mapfile -t COMPREPLY < <(compgen -c -- "$current")
     fi
 }
@@ -126,6 +138,8 @@ def bash() -> str:
     return _BASH % {
         "commands": " ".join(COMMANDS),
         "subcommands": "\n".join(subcommands),
+        "naming": "|".join(NAMING),
+        "without": "|".join(_WITHOUT),
         "valued": "|".join(name for name, option in _every().items() if _takes_next(option)),
         "values": "\n".join(values),
     }
@@ -192,7 +206,16 @@ def zsh() -> str:
     subcommands = []
     for name in SUBCOMMANDS:
         specs = [_zsh_option(option) for option in _options(name)]
-        specs += ["'(- :)--help[show help]'", "'(-):command: _command_names -e'", "'*::argument: _normal'"]
+        specs.append("'(- :)--help[show help]'")
+        if name in NAMING:
+            specs.append("""'1:name:{compadd -- ${(f)"$(sandbox list --names 2>/dev/null)"}}'""")
+        if name == "exec":
+            specs.append("'(-)2:command: _command_names -e'")
+            # The words are all but options: first the name; a -- after it is one of them.
+            skip = "shift words; ((CURRENT--))"
+            specs.append(f"'*::argument:{{ {skip}; [[ $words[1] == -- ]] && {{ {skip} }}; _normal }}'")
+        elif name not in NAMED:
+            specs += ["'(-):command: _command_names -e'", "'*::argument: _normal'"]
         subcommands.append(
             f"        {name})\n            _arguments -S \\\n                " + " \\\n                ".join(specs)
         )
@@ -233,9 +256,15 @@ def fish() -> str:
         )
     # The word before them is there for a loop of that function, which takes whatever looks like an option of its own.
     valued = " ".join(name for name, option in _every().items() if _takes_next(option))
+    for commands, skipped in ((tuple(name for name in SUBCOMMANDS if name not in NAMED), 2), (("exec",), 3)):
+        lines.append(
+            f"complete -c sandbox -n '__fish_seen_subcommand_from {' '.join(commands)}'"
+            f" -a '(__fish_complete_subcommand --fcs-skip={skipped} _ {valued})'"
+        )
+    names = "(sandbox list --names 2>/dev/null)"
     lines.append(
-        f"complete -c sandbox -n '__fish_seen_subcommand_from {' '.join(SUBCOMMANDS)}'"
-        f" -a '(__fish_complete_subcommand --fcs-skip=2 _ {valued})'"
+        f"complete -c sandbox -n '__fish_seen_subcommand_from {' '.join(NAMING)};"
+        f" and not __fish_seen_subcommand_from {names}' -a '{names}'"
     )
     return "\n".join(lines) + "\n"
 

@@ -14,6 +14,9 @@ Run commands in Linux sandboxes.
 **usage:** sandbox **run** [options] -- COMMAND    run a command in a new sandbox
        sandbox **shell** [options]             the same with a shell and a terminal
        sandbox **plan** [options] -- COMMAND   print the system calls, run nothing
+       sandbox **exec** NAME -- COMMAND        one more command in one that runs
+       sandbox **list** [--json]               those that run with a --name
+       sandbox **stop** NAME | **kill** NAME       end one: asked to, or at once
        sandbox **doctor** [--json]             what works on this host, and why not
        sandbox **seccomp** ACTION FILTER       show, simulate, diff, convert filters
        sandbox **supervise** FILE              run services, and start them again
@@ -61,6 +64,40 @@ Print the system calls that `sandbox run` would make, in order. Nothing runs.
   sandbox plan -- true
   sandbox plan --format json --bind /srv:/data -- make | jq .steps[].call
   sandbox plan --format svg --bind /srv:/data -- make > sandbox.svg
+""",
+    "exec": """\
+Run one more command in a sandbox that sandbox run --name started.
+
+**usage:** sandbox exec [options] NAME [options] -- COMMAND [ARGUMENT...]
+
+It sees the files, processes and network of the sandbox, and all layers of that
+are applied to it again: filter, Landlock, capabilities, limits, environment.
+Its input and output are yours. It ends with you, and with the sandbox.
+
+**Examples**
+  sandbox run --name web --network host -- server &
+  sandbox exec web -- ps aux
+  sandbox exec web --tty --cwd /tmp -- bash
+""",
+    "list": """\
+List your sandboxes that run with a --name.
+
+**usage:** sandbox list [--json | --names]
+
+PID is the process of sandbox run. MEMORY, the most that was in use, is counted
+where the sandbox has a limit on memory.
+""",
+    "stop": """\
+Ask the command of a sandbox to end (SIGTERM); after a time kill what is left.
+
+**usage:** sandbox stop NAME [--grace SECONDS]
+
+When it returns, the sandbox has ended, and its name can be taken again.
+""",
+    "kill": """\
+Kill all that runs in a sandbox, at once.
+
+**usage:** sandbox kill NAME
 """,
 }
 
@@ -132,6 +169,24 @@ END: Final[dict[Subcommand, str]] = {
     "plan": """\
 sandbox run --help says more about the options' values.
 """,
+    "exec": """\
+**Exit status**
+  that of the command, as sandbox run --help says it; 125 when there is no such
+  sandbox. SIGINT, SIGTERM and SIGHUP are passed on; after a second one, or 5
+  seconds, the command is ended with all in its process group.
+""",
+    "list": """\
+**Exit status**
+  0, also when there are none.
+""",
+    "stop": """\
+**Exit status**
+  0 when it has ended; 125 when there is no such sandbox.
+""",
+    "kill": """\
+**Exit status**
+  0 when it has ended; 125 when there is no such sandbox.
+""",
 }
 
 
@@ -145,10 +200,11 @@ def text(subcommand: Subcommand | None, stream: TextIO) -> str:
         return _marked(_TOP, _colours(stream))
     lines = [USAGE[subcommand]]
     for title, group in GROUPS:
+        options = [option for option in group if option.belongs_to(subcommand)]
+        if not options:
+            continue
         lines.append(f"**{title}**")
-        for option in group:
-            if not option.belongs_to(subcommand):
-                continue
+        for option in options:
             name = f"{option.short}, {option.name}" if option.short else option.name
             value = option.value if option.value.startswith("[") or not option.value else f" {option.value}"
             space = " " * (_COLUMN - len(name) - len(value) - 2)

@@ -4,14 +4,23 @@ One table says it all: what an option is called, what it takes, what it does and
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, cast, get_args
 
+from sandbox.arguments import process_name
 from sandbox.builder import Sandbox
 
-Subcommand = Literal["run", "shell", "plan"]
+Subcommand = Literal["run", "shell", "plan", "exec", "list", "stop", "kill"]
 _MOST: Final = 16 << 20
 SUBCOMMANDS: Final[tuple[Subcommand, ...]] = get_args(Subcommand)
+# Those that are about a sandbox that runs, and of these the ones that take its NAME.
+NAMED: Final[tuple[Subcommand, ...]] = ("exec", "list", "stop", "kill")
+NAMING: Final[tuple[Subcommand, ...]] = ("exec", "stop", "kill")
+# Whose options these are: of all that describe a sandbox, that make one, that run a command.
+DESCRIBES: Final[tuple[Subcommand, ...]] = ("run", "shell", "plan")
+_MAKES: Final[tuple[Subcommand, ...]] = ("run", "shell")
+_STARTS: Final[tuple[Subcommand, ...]] = (*DESCRIBES, "exec")
+_RUNS: Final[tuple[Subcommand, ...]] = (*_MAKES, "exec")
 
 
 class OptionError(ValueError):
@@ -31,6 +40,10 @@ class Draft:
         format: Of the plan.
         tty: The command gets a terminal of its own.
         filter_output: What it says to the caller's terminal is filtered.
+        name: Of the sandbox, for others to reach it.
+        variables: What was said about the environment; None unsets.
+        grace: Seconds that a command has to end.
+        style: Of a list: a table, json or names.
         command: Program and arguments.
     """
 
@@ -44,6 +57,10 @@ class Draft:
         self.format = "text"
         self.tty = False
         self.filter_output = False
+        self.name: str | None = None
+        self.variables: dict[str, str | None] = {}
+        self.grace = 10.0
+        self.style = "table"
         self.command: list[str] = []
 
 
@@ -55,11 +72,11 @@ class Option:
         value: What it takes, as the help shows it; "" for nothing; "[=X]" for what can only follow an equals sign.
         text: What the help says.
         apply: Does it.
-        only: The subcommand that has it, when not all do; "run" are all that run something.
+        of: The subcommands that have it.
         short: One letter with a dash, too.
     """
 
-    __slots__ = ("apply", "name", "only", "short", "text", "value")
+    __slots__ = ("apply", "name", "of", "short", "text", "value")
 
     def __init__(
         self,
@@ -67,19 +84,19 @@ class Option:
         value: str,
         text: str,
         apply: Callable[[Draft, str], None],
-        only: Subcommand | None = None,
+        of: tuple[Subcommand, ...] = DESCRIBES,
         short: str = "",
     ) -> None:
         self.name = name
         self.value = value
         self.text = text
         self.apply = apply
-        self.only = only
+        self.of = of
         self.short = short
 
     def belongs_to(self, subcommand: Subcommand) -> bool:
         """Say whether a subcommand has this option."""
-        return self.only in {None, subcommand} or (self.only == "run" and subcommand == "shell")
+        return subcommand in self.of
 
 
 # ── the words of a value ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,9 +269,17 @@ def _id_ranges(draft: Draft, value: str) -> None:
     draft.box = draft.box.id_ranges(number(value, "the count")) if value else draft.box.id_ranges()
 
 
+def _vary(draft: Draft, variables: Mapping[str, str | None]) -> None:
+    draft.box = draft.box.env(variables)
+    draft.variables.update(variables)
+
+
 def _env(draft: Draft, value: str) -> None:
     name, equals, content = value.partition("=")
-    draft.box = draft.box.env({name: content}) if equals else draft.box.inherit_env(name)
+    if equals:
+        _vary(draft, {name: content})
+    else:
+        _inherit_env(draft, name)
 
 
 def _timeout(draft: Draft, value: str) -> None:
@@ -264,6 +289,20 @@ def _timeout(draft: Draft, value: str) -> None:
         draft.timeout = -1
     if not 0 < draft.timeout < 1e9:
         raise OptionError(f"takes seconds, more than 0 and less than a billion, got {value!r}")
+
+
+def _grace(draft: Draft, value: str) -> None:
+    draft.grace = _real(value)
+    if not 0 <= draft.grace < 1e6:
+        raise OptionError(f"takes seconds, 0 or more and less than a million, got {value!r}")
+
+
+def _name(draft: Draft, value: str) -> None:
+    draft.name = process_name(value)
+
+
+def _style(name: str) -> Callable[[Draft, str], None]:
+    return lambda draft, _: setattr(draft, "style", name)
 
 
 def _format(draft: Draft, value: str) -> None:
@@ -294,11 +333,12 @@ def _method(name: str, *, listed: bool = False) -> Callable[[Draft, str], None]:
 
 
 def _inherit_env(draft: Draft, value: str) -> None:
-    draft.box = draft.box.inherit_env(*value.split(",") if value else ())
+    names = value.split(",") if value else os.environ
+    _vary(draft, {name: os.environ[name] for name in names if name in os.environ})
 
 
 def _unset_env(draft: Draft, value: str) -> None:
-    draft.box = draft.box.env({value: None})
+    _vary(draft, {value: None})
 
 
 def _real(text: str) -> float:
@@ -460,7 +500,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
         (
             Option("--seccomp", "FILTER", "none, a preset (strict, docker ...) or a file", _seccomp),
             Option("--nesting", "", "let sandboxes be built inside", _nesting),
-            Option("--observe", "", "say at the end what the filter refused", _observe, "run"),
+            Option("--observe", "", "say at the end what the filter refused", _observe, _MAKES),
             Option("--landlock", "KIND=V,...", "allow only these files, ports, scopes", _landlock),
             Option("--cap", "NAME[,NAME]", "keep capabilities in the sandbox", _capabilities("keep")),
             Option("--ambient-cap", "NAME[,NAME]", "and give them to every program", _capabilities("ambient")),
@@ -489,15 +529,24 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
     (
         "What the command starts with",
         (
-            Option("--env", "NAME[=VALUE]", "set a variable; without = take it over", _env),
-            Option("--unset-env", "NAME", "leave a variable out", _unset_env),
-            Option("--inherit-env", "[=NAME,...]", "take over all variables, or those", _inherit_env),
-            Option("--cwd", "DIR", "working directory inside", _method("cwd")),
+            Option("--env", "NAME[=VALUE]", "set a variable; without = take it over", _env, _STARTS),
+            Option("--unset-env", "NAME", "leave a variable out", _unset_env, _STARTS),
+            Option("--inherit-env", "[=NAME,...]", "take over all variables, or those", _inherit_env, _STARTS),
+            Option("--cwd", "DIR", "working directory inside", _method("cwd"), _STARTS),
             Option("--umask", "OCTAL", "file mode creation mask", _umask),
-            Option("--tty", "", "give it a terminal of its own", _tty, "run", "-t"),
-            Option("--filter-output", "", "and let pass what draws, nothing else", _filter_output, "run"),
-            Option("--timeout", "SECONDS", "then end it all, with status 124", _timeout, "run"),
-            Option("--format", "FORMAT", "text (the default), json or svg, a picture", _format, "plan"),
+            Option("--tty", "", "give it a terminal of its own", _tty, _RUNS, "-t"),
+            Option("--filter-output", "", "and let pass what draws, nothing else", _filter_output, _RUNS),
+            Option("--timeout", "SECONDS", "then end it all, with status 124", _timeout, _RUNS),
+            Option("--name", "NAME", "let others reach it: exec, list, stop, kill", _name, _MAKES),
+            Option("--format", "FORMAT", "text (the default), json or svg, a picture", _format, ("plan",)),
+        ),
+    ),
+    (
+        "Sandboxes that run",
+        (
+            Option("--json", "", "all that is known, for programs", _style("json"), ("list",)),
+            Option("--names", "", "the names alone, one a line", _style("names"), ("list",)),
+            Option("--grace", "SECONDS", "time to end by itself; 10 unless said", _grace, ("stop",)),
         ),
     ),
 )
@@ -511,16 +560,50 @@ def options_of(subcommand: Subcommand) -> dict[str, Option]:
 def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
     """Read a command line, without the subcommand's name; None when it asks for help.
 
-    Options end at `--` or at the first word without a dash: what follows belongs to the command.
+    Options end at `--` or at the first word without a dash: what follows belongs to the command. Where a NAME comes
+    first, options may stand before and after it.
 
     Raises:
         OptionError: It says something wrong.
         OSError: A file that an option names cannot be read.
     """
-    known = options_of(subcommand)
-    by_name = known | {option.short: option for option in known.values() if option.short}
     draft = Draft()
     draft.tty = subcommand == "shell"
+    rest = _read(subcommand, draft, words)
+    if subcommand in NAMING and rest is not None:
+        if not rest:
+            raise OptionError(f"{subcommand} which sandbox?\n  hint: sandbox list shows those that run")
+        try:
+            draft.name = process_name(rest[0])
+        except ValueError as error:
+            raise OptionError(f"{error}\n  hint: sandbox list shows those that run") from error
+        rest = _read(subcommand, draft, rest[1:])
+    if rest is None:
+        return None
+    draft.command = list(rest)
+    if draft.command and subcommand not in _STARTS:
+        raise OptionError(f"{subcommand} takes no {draft.command[0]}\n  hint: sandbox {subcommand} --help")
+    if not draft.command and subcommand in {"run", "plan", "exec"}:
+        name = "NAME " if subcommand == "exec" else ""
+        raise OptionError(f"what shall {subcommand}?\n  usage: sandbox {subcommand} [options] {name}-- COMMAND")
+    if draft.user:
+        draft.box = draft.box.user(**draft.user)
+    try:
+        if draft.landlock:
+            draft.box = draft.box.landlock(**draft.landlock)
+        if any(draft.capabilities.values()):
+            draft.box = draft.box.capabilities(**draft.capabilities)
+        if draft.limits:
+            draft.box = draft.box.limit(**draft.limits)
+    except (ValueError, TypeError) as error:
+        raise OptionError(str(error)) from error
+    return draft
+
+
+def _read(subcommand: Subcommand, draft: Draft, words: Sequence[str]) -> Sequence[str] | None:
+    """Apply the options at the beginning, and return the words after them; None when one asks for help."""
+    known = options_of(subcommand)
+    by_name = known | {option.short: option for option in known.values() if option.short}
     i = 0
     while i < len(words) and words[i].startswith("-"):
         name, equals, value = words[i].partition("=")
@@ -540,21 +623,7 @@ def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
             value = words[i]
             i += 1
         _apply(option, draft, value)
-    draft.command = list(words[i:])
-    if not draft.command and subcommand != "shell":
-        raise OptionError(f"what shall {subcommand}?\n  usage: sandbox {subcommand} [options] -- COMMAND")
-    if draft.user:
-        draft.box = draft.box.user(**draft.user)
-    try:
-        if draft.landlock:
-            draft.box = draft.box.landlock(**draft.landlock)
-        if any(draft.capabilities.values()):
-            draft.box = draft.box.capabilities(**draft.capabilities)
-        if draft.limits:
-            draft.box = draft.box.limit(**draft.limits)
-    except (ValueError, TypeError) as error:
-        raise OptionError(str(error)) from error
-    return draft
+    return words[i:]
 
 
 def _apply(option: Option, draft: Draft, value: str) -> None:

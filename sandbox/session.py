@@ -282,6 +282,17 @@ class Session:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
 
+def session_for(*, filtered: bool) -> Session:
+    """Return a session that shows all, or what may be shown of output that is not trusted."""
+    if not filtered:
+        return Session()
+    import locale
+
+    from sandbox.escapes import EscapeFilter
+
+    return Session(EscapeFilter(utf8=locale.nl_langinfo(locale.CODESET).upper() == "UTF-8"))
+
+
 def _output(fd: int) -> tuple[int, bool]:
     """Return what to write to, and whether a write of more than a little may wait."""
     if stat.S_ISCHR(os.fstat(fd).st_mode) and os.isatty(fd):
@@ -291,10 +302,3 @@ def _output(fd: int) -> tuple[int, bool]:
             return fd, True  # another user's, after su
         return again, False
     return fd, True
-
-
-def utf8() -> bool:
-    """Say whether the caller's terminal takes UTF-8, as its locale says."""
-    import locale
-
-    return locale.nl_langinfo(locale.CODESET).upper() == "UTF-8"

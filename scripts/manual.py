@@ -76,7 +76,7 @@ def option_lines(option: options.Option) -> list[str]:
     elif value:
         name += f" {italic(value)}"
     where = [f"sandbox {one}" for one in options.SUBCOMMANDS if option.belongs_to(one)]
-    only = "" if option.only is None else f" ({', '.join(where)})"
+    only = "" if option.of == options.DESCRIBES else f" ({', '.join(where)})"
     return [".TP", name, prose(f"{option.text}{only}.")]
 
 
@@ -92,6 +92,10 @@ def manual() -> str:
             "run": "[options] [--] COMMAND [ARGUMENT...]",
             "shell": "[options] [-- COMMAND [ARGUMENT...]]",
             "plan": "[options] [--] COMMAND [ARGUMENT...]",
+            "exec": "[options] NAME [options] [--] COMMAND [ARGUMENT...]",
+            "list": "[--json | --names]",
+            "stop": "NAME [--grace SECONDS]",
+            "kill": "NAME",
             "doctor": "[--json]",
             "seccomp": "ACTION FILTER",
             "supervise": "[--plain] [--check] FILE.toml",

@@ -303,4 +303,5 @@ def test_run_imports_nothing_heavy() -> None:
     assert "sandbox.builder" in imported
     heavy = {"argparse", "asyncio", "difflib", "importlib.metadata", "json", "pyroute2", "rich", "shutil"}
     heavy |= {"sandbox.events", "sandbox.help_text", "sandbox.supervise"}
+    heavy |= {"socket", "sandbox.cli_named", "sandbox.escapes", "sandbox.owner", "sandbox.registry"}
     assert set() == heavy & imported

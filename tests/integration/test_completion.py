@@ -23,12 +23,21 @@ CASES = [
     ("sandbox doctor --j", "sandbox doctor --json"),
     ("sandbox completion fi", "sandbox completion fish"),
     ("sandbox seccomp simu", "sandbox seccomp simulate"),
+    ("sandbox exec uniq", "sandbox exec unique-name"),
+    ("sandbox stop --grace 1 uniq", "sandbox stop --grace 1 unique-name"),
+    ("sandbox exec unique-name --filter-o", "sandbox exec unique-name --filter-output"),
+    ("sandbox exec -t unique-name -- md5su", "sandbox exec -t unique-name -- md5sum"),
+    ("sandbox list --js", "sandbox list --json"),
 ]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "unique-file").touch()
+    # What completion asks for names.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sandbox").write_text("#!/bin/sh\n[ \"$*\" = 'list --names' ] && echo unique-name\n")
+    (tmp_path / "bin" / "sandbox").chmod(0o755)
     for name in ("bash", "zsh", "fish"):
         done = subprocess.run([*SANDBOX.split(), "completion", name], capture_output=True, text=True, check=True)
         (tmp_path / name).write_text(done.stdout)
@@ -38,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def screen(folder: Path) -> Iterator[Screen]:
     with screens.screen(folder) as one:
-        one.type(f"cd {folder}")
+        one.type(f"cd {folder}; PATH={folder}/bin:$PATH")
         yield one
 
 
@@ -72,7 +81,7 @@ def test_completion_by_the_tab_key(screen: Screen, start: str) -> None:
 @pytest.mark.needs_program("fish")
 @pytest.mark.parametrize(("typed", "completed"), CASES)
 def test_completion_in_fish(folder: Path, typed: str, completed: str) -> None:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
+    environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "HOME": str(folder), "LANG": "C.UTF-8"}
     script = f"source ./fish; complete -C '{typed}'"
     done = subprocess.run(
         ["fish", "--no-config", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=60

@@ -7,7 +7,7 @@ import signal
 import harness
 import pytest
 
-from sandbox import cli
+from sandbox import attendance, cli, complaints
 from sandbox.errors import SetupError
 
 
@@ -24,28 +24,28 @@ from sandbox.errors import SetupError
     ],
 )
 def test_as_options_says_it_in_the_words_of_the_command(text: str, expected: str) -> None:
-    assert expected == cli._as_options(text)
+    assert expected == complaints._as_options(text)
 
 
 def test_setup_text_names_step_call_option_and_hint() -> None:
     error = SetupError(
         errno.ENOENT, step=3, steps=9, call='open_tree("/a")', origin='.bind("/a", "/b")', hint="it must exist"
     )
-    assert cli._setup_text(error) == (
+    assert complaints._setup_text(error) == (
         'step 3 of 9: open_tree("/a"): No such file or directory (ENOENT)\n  from: --bind /a:/b\n  hint: it must exist'
     )
 
 
 def test_setup_text_of_a_program_is_that_of_a_shell() -> None:
     error = SetupError(errno.EACCES, step=9, steps=9, call='execve("x")', origin="payload", filename="x")
-    assert cli._setup_text(error) == "x: Permission denied"
+    assert complaints._setup_text(error) == "x: Permission denied"
 
 
 def _signals_while_launching() -> None:
-    with cli._Signals() as signals:
+    with attendance.Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert bytes([signal.SIGINT]) == signals.take()
-        with pytest.raises(cli._SignalledError) as caught:
+        with pytest.raises(attendance.SignalledError) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.SIGTERM == caught.value.number
     assert signal.SIG_DFL == signal.getsignal(signal.SIGTERM)
@@ -56,7 +56,7 @@ def test_signals_while_launching_interrupt_at_the_second() -> None:
 
 
 def _signal_while_waiting() -> None:
-    with cli._Signals() as signals:
+    with attendance.Signals() as signals:
         signals.launching = False
         os.kill(os.getpid(), signal.SIGHUP)
         assert bytes([signal.SIGHUP]) == signals.take()
@@ -80,5 +80,5 @@ def test_open_standard_streams_opens_what_is_closed() -> None:
 
 
 def test_complaint_about_a_hostile_name_does_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._complain("/tmp/\x1b]52;c;QQ==\x07: no such file\n  hint: look\r")
+    complaints.complain("/tmp/\x1b]52;c;QQ==\x07: no such file\n  hint: look\r")
     assert capsys.readouterr().err == "sandbox: /tmp/\\x1b]52;c;QQ==\\x07: no such file\n  hint: look\\r\n"

@@ -119,7 +119,7 @@ def test_parse_environment_of_the_caller_is_taken_over(monkeypatch: pytest.Monke
 def test_parse_every_option_is_tested_here() -> None:
     marks = test_parse_option_is_builder_method.pytestmark  # type: ignore[attr-defined]
     tested = {word.partition("=")[0] for case in marks[0].args[1] for word in case[0] if word.startswith("--")}
-    elsewhere = {"--file-fd", "--inherit-env", "--timeout", "--format", "--tty", "--filter-output"}
+    elsewhere = {"--file-fd", "--inherit-env", "--timeout", "--format", "--tty", "--filter-output", "--name"}
     assert options.options_of("run").keys() | options.options_of("plan").keys() == tested | elsewhere
 
 
