@@ -54,12 +54,14 @@ BLOCKS = [
 
 def blocks(language: str):
     """Return the blocks to run, each with what it needs of the host."""
+    found = []
     for i, one in enumerate(BLOCKS):
         if one.language == language and one.why is None:
             marks = [pytest.mark.needs_program(name) for name in ("bwrap", "busybox") if name in one.code]
             if one.needs:
                 marks.append(pytest.mark.needs_cgroup(*one.needs.split()))
-            yield pytest.param(one, id=f"{one.page}:{i}", marks=marks)
+            found.append(pytest.param(one, id=f"{one.page}:{i}", marks=marks))
+    return found
 
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
