@@ -32,6 +32,7 @@ class Accounted(Runner):
         self._cause: Reason | None = None
         self._since = time.monotonic()
         self._group: Group | None = None
+        self._oom_before: str | None = None  # what the group said when a further command began
 
     @property
     def init_pidfd(self) -> int:
@@ -74,6 +75,22 @@ class Accounted(Runner):
         if refusals is not None:
             self._detail += f"; {refusals}"
         group.remove()
+
+    def begin_further(self) -> None:
+        """Note what the group of the sandbox says before a further command may run out of memory."""
+        group = self._first._group
+        self._oom_before = None if group is None else group.oom()
+
+    def _blame_memory(self) -> None:
+        """Look whether a further command, which was killed, ran out of the memory of all."""
+        first = self._first
+        with first._lock:
+            if first.returncode is not None:
+                said = first._detail if first._reason is Reason.OOM else None
+            else:
+                said = None if first._group is None else first._group.oom()
+        if said is not None and said != self._oom_before:
+            self._reason, self._detail = Reason.OOM, said
 
     def _counted(self, group: "Group") -> Usage:
         counts: dict[str, Any] = group.counts()

@@ -163,6 +163,8 @@ class ProcessControl(Accounted):
             reap(self._pidfd)
         if self._group is not None:
             self._settle_group(self._group, returncode)
+        elif self._first is not self and returncode == -signal.SIGKILL and self._cause is None:
+            self._blame_memory()
         # Last: other threads look at it without the lock.
         self.returncode = returncode
 

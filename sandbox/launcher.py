@@ -353,6 +353,8 @@ class Launcher:
         if sandbox is None:
             process.enter = partial(self.enter, prepared)
             process.enter_async = partial(self.enter_async, prepared)
+        else:
+            process.begin_further()
         return process
 
     async def _started_async(

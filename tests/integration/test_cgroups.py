@@ -95,6 +95,20 @@ def test_memory_bomb_runs_without_a_limit():
 
 
 @pytest.mark.needs_kernel(4, 19)
+def test_further_command_that_is_killed_for_memory_is_told(each_version):
+    with Sandbox().limit(memory=MEMORY).popen(["sleep", "1000"]) as process:
+        done = process.run(payloads.script(f"x = bytearray({2 * MEMORY})"), timeout=60)
+        assert (-signal.SIGKILL, Reason.OOM) == (done.returncode, done.reason), done.detail
+        assert "oom_kill" in done.detail
+        if process.poll() is None:  # version 2 ends the whole group
+            control = process.popen(["sleep", "1000"])
+            os.kill(control.pid, signal.SIGKILL)
+            assert Reason.SIGNALED is control.result().reason
+            control.close()
+        process.kill()
+
+
+@pytest.mark.needs_kernel(4, 19)
 def test_child_that_is_killed_for_memory_is_told_when_the_command_fails():
     done = (
         Sandbox()
