@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sandbox.control import ProcessControl
-from sandbox.errors import TimeoutExpired
+from sandbox.errors import BusyError, TimeoutExpired
 from sandbox.exchange import Exchange, decoded
 from sandbox.order import Args
 from sandbox.records import Q_KILL, Control
 from sandbox.result import Enforced, Reason, Result
-from sandbox.streams_async import Output, Typing
+from sandbox.streams_async import Output, Reader, Typing
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sandbox.streams import Streams
 
 _SIGKILL_AFTER: Final = 0.1
+_BLOCK: Final = 1 << 16
 # How often a launch without a word is looked at: somebody may have stopped it.
 _LOOK: Final = 1.0
 _turns: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakKeyDictionary()
@@ -77,7 +78,8 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         self._transports: list[asyncio.BaseTransport] = []
         self._raw: list[io.FileIO] = []
         self._watched = False
-        self._said: tuple[bytes | None, bytes | None] | None = None
+        self._heard: dict[str, bytearray] = {}
+        self._fed = self._talking = self._said = False
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """Kill what nobody can wait for any more; a fork of the caller only lets go of its copy."""
@@ -88,7 +90,13 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             return
         if self._look() is None:
             warnings.warn(f"{self!r} was not closed: it is killed", ResourceWarning, source=self, stacklevel=2)
-        self.abandon()
+        if self._loop.is_running() and asyncio._get_running_loop() is not self._loop:
+            # The garbage of all threads is collected by any of them, and a loop is touched by its own alone.
+            if self.returncode is None:
+                self._signal_init()
+            self._loop.call_soon_threadsafe(self.abandon)
+        else:
+            self.abandon()
 
     # ── the end ──
 
@@ -102,9 +110,14 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             self._watched = True
 
     def _unwatch(self) -> None:
-        if self._watched and not self._loop.is_closed():
+        if self._loop.is_closed():
+            return
+        if self._watched:
             self._loop.remove_reader(self._pidfd)
-        self._watched = False
+            self._watched = False
+        # One task may have looked, and closes before the loop has told the others.
+        if self.returncode is not None and not self._end.done():
+            self._end.set_result(None)
 
     def note_end(self) -> None:
         """Take what PID 1 said at its end, and wake who waits."""
@@ -116,15 +129,23 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
     async def ended(self) -> None:
         """Wait for the end, whatever it was."""
         if not self._end.done():
+            self._check_loop()
             await asyncio.shield(self._end)
 
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(f"{self!r} belongs to the loop that it was started in: only there can it be awaited")
+
     async def _ended_for_sure(self) -> None:
-        """Wait for the end of what was killed; being cancelled again changes nothing."""
+        """Wait for the end of what was killed; a cancellation meanwhile is raised when it has come."""
+        cancelled: asyncio.CancelledError | None = None
         while not self._end.done():
             try:
-                await asyncio.shield(self._end)
-            except asyncio.CancelledError:
-                continue
+                await self.ended()
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def answer_for(self, listener: int, observed: "Filter | None") -> None:
         """Make the object that answers for the filter; with `observe()` it refuses from now on."""
@@ -160,7 +181,10 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             return
         self._killed = True
         self._send(Q_KILL)
-        self._loop.call_later(_SIGKILL_AFTER, self._kill_surely)
+        if self._loop.is_closed():
+            self._kill_surely()
+        else:
+            self._loop.call_later(_SIGKILL_AFTER, self._kill_surely)
 
     def _kill_surely(self) -> None:
         if self.returncode is None and self._pidfd >= 0:
@@ -174,24 +198,45 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         self._release()
 
     async def communicate(self, input: "Buffer | None" = None) -> tuple[bytes, bytes]:
-        """Send input, read all output, wait for the end.
+        """Send input, read all output, wait for the end; after a cancellation it may be called again.
 
         Args:
             input: For a stdin that is a pipe.
 
         Returns:
             What stdout and stderr said; None for what is no pipe.
+
+        Raises:
+            BusyError: Another task communicates, or reads a stream.
+            ValueError: Input was given, and a communication has begun.
         """
-        if self._said is None:
-            *_, out, err = await asyncio.gather(self._feed(input), self.wait(), _all(self.stdout), _all(self.stderr))
-            self._said = out, err
-        return cast("tuple[bytes, bytes]", self._said)
+        return cast("tuple[bytes, bytes]", await self._converse(input, alone=True))
+
+    async def _converse(self, input: "Buffer | None", *, alone: bool) -> tuple[bytes | None, bytes | None]:
+        if self._talking:
+            raise BusyError("another task already communicates with this process")
+        if self._fed and input:
+            raise ValueError("Cannot send input after starting communication")
+        if not self._said:
+            self._talking = True
+            parts = (self._feed(input), self.wait(), self._hear("stdout", alone), self._hear("stderr", alone))
+            tasks = [asyncio.ensure_future(part) for part in parts]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                self._talking = False
+                for task in tasks:
+                    task.cancel()
+            self._said = True
+        out, err = (bytes(self._heard[name]) if name in self._heard else None for name in ("stdout", "stderr"))
+        return out, err
 
     async def _feed(self, input: "Buffer | None") -> None:
         if self.stdin is None:
             return
         try:
             if input is not None:
+                self._fed = True
                 self.stdin.write(bytes(input))
                 await self.stdin.drain()
             if self.terminal is None:
@@ -200,9 +245,23 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         except (BrokenPipeError, ConnectionResetError):
             return  # nobody reads any more, and that is the payload's right
 
+    async def _hear(self, name: str, alone: bool) -> None:
+        stream: Reader | None = getattr(self, name)
+        if stream is None:
+            return
+        heard = self._heard.setdefault(name, bytearray())
+        # In pieces: what was read before a cancellation is not lost.
+        while not stream.taken and (piece := await stream.read(_BLOCK)):
+            heard += piece
+        if stream.taken and alone:
+            raise BusyError(f"another task already reads the {name} of this process")
+
     async def result(self) -> Result[bytes]:
-        """Wait for the end and return the whole result; what the pipes still hold is read, and in it."""
-        out, err = await self.communicate()
+        """Wait for the end and return the whole result; what the pipes still hold is read, and in it.
+
+        What another task reads is that task's, and not in the result.
+        """
+        out, err = await self._converse(None, alone=False)
         return self._made(out, err)
 
     async def stop(self, grace: float = 10.0) -> Result[bytes]:
@@ -212,10 +271,12 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             grace: Seconds until everything inside is killed.
         """
         self.terminate()
-        ended, _ = await asyncio.wait([self._end], timeout=grace)
-        if not ended:
+        try:
+            # Who ends may have much to say, and nobody else may be there to take it.
+            return await asyncio.wait_for(self.result(), grace)
+        except TimeoutError:
             self.kill()
-        return await self.result()
+            return await self.result()
 
     # ── streams ──
 
@@ -229,15 +290,15 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         files = {name: io.FileIO(fd, "w" if name == "stdin" else "r") for name, fd in parent.items()}
         try:
             for name in list(files):
-                setattr(self, name, await self._connect(name, files[name], limit))
-                del files[name]
+                # From here on it is the loop's, which closes it when this is cancelled: twice would be somebody else's.
+                setattr(self, name, await self._connect(name, files.pop(name), limit))
         finally:
             for file in files.values():
                 file.close()
 
     async def _connect(self, name: str, file: io.FileIO, limit: int) -> asyncio.StreamWriter | asyncio.StreamReader:
         loop = self._loop
-        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        reader = Reader(limit=limit, loop=loop)
         transport: asyncio.BaseTransport
         if name == "stdin":
             # The protocol of a reader, though nothing comes: it is the one that tells a writer of the end.
@@ -323,21 +384,31 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         if self._owner != os.getpid():
             self._let_go()
             return
-        if not self._detached and self._pidfd >= 0 and self._look() is None:
-            self.kill()
-            await self._ended_for_sure()
-        self._close_streams()
-        for supervised in (self.notifier, self.denials):
-            if supervised is not None:
-                supervised.close()
-        self._unwatch()
-        if not self._detached:
-            self._close_pidfd()
+        if not self._loop.is_closed():
+            self._check_loop()
+        try:
+            if not self._detached and self._pidfd >= 0 and self._look() is None:
+                self.kill()
+                if self._loop.is_closed():
+                    self._collect()
+                else:
+                    await self._ended_for_sure()
+        finally:
+            self._close_streams()
+            for supervised in (self.notifier, self.denials):
+                if supervised is not None:
+                    supervised.close()
+            self._unwatch()
+            if not self._detached:
+                self._close_pidfd()
 
     def _close_streams(self) -> None:
         transports, self._transports = self._transports, []
         for transport in transports:
-            transport.close()
+            if not self._loop.is_closed():
+                transport.close()
+            elif (file := transport.get_extra_info("pipe")) is not None:
+                file.close()  # a transport cannot, without its loop
         raw, self._raw = self._raw, []
         for file in raw:
             file.close()
@@ -377,21 +448,20 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
 
     async def __aexit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         """Wait; after an exception kill first. A detached process is let go."""
-        if self._owner == os.getpid() and not self._detached:
-            if error is not None:
+        try:
+            if self._owner != os.getpid() or self._detached:
+                pass
+            elif error is not None:
                 self._cancel(error)
-                self.kill()
-                await self._ended_for_sure()
-            elif not self._end.done():
-                if self.stdin is not None and self.terminal is None:
-                    self.stdin.close()
-                try:
-                    await asyncio.shield(self._end)
-                except BaseException as interrupted:
-                    self._cancel(interrupted)
-                    await self.aclose()
-                    raise
-        await self.aclose()
+            else:
+                # As Popen does: who writes when nobody reads any more is told so, and does not wait for ever.
+                self._close_streams()
+                await self.ended()
+        except BaseException as interrupted:
+            self._cancel(interrupted)
+            raise
+        finally:
+            await self.aclose()
         if error is None and self._failure is not None and not self._failure_told:
             raise self._failure
 
@@ -400,10 +470,6 @@ def _on_end(reference: "weakref.ref[Process_async]") -> None:
     process = reference()
     if process is not None:
         process.note_end()
-
-
-async def _all(stream: asyncio.StreamReader | None) -> bytes | None:
-    return None if stream is None else await stream.read()
 
 
 async def run_setup(setup: "Setup", slots: list[int]) -> None:

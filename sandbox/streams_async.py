@@ -6,9 +6,27 @@ import io
 import os
 from typing import Any, Final
 
+from sandbox.errors import BusyError
 from sandbox.exchange import Budget
 
 _HIGH: Final = 1 << 16  # bytes that may wait for a terminal before who writes has to
+
+
+class Reader(asyncio.StreamReader):
+    """A stream that knows whether a task waits for what comes, and refuses a second one."""
+
+    taken = False
+
+    async def _wait_for_data(self, func_name: str) -> None:
+        # asyncio refuses, too, but not between the coming of data and the turn of the task that waits for it: that one
+        # then takes the future of the second along, which nobody wakes any more.
+        if self.taken:
+            raise BusyError(f"{func_name}() called while another task already waits for data")
+        self.taken = True
+        try:
+            await super()._wait_for_data(func_name)  # type: ignore[misc]  # not in typeshed
+        finally:
+            self.taken = False
 
 
 class Output(asyncio.StreamReaderProtocol):

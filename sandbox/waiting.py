@@ -1,5 +1,6 @@
 """Waiting for several processes at once, on their pidfds."""
 
+import os
 import select
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypeVar
@@ -116,14 +117,20 @@ async def _end_of(loop: Any, process: ProcessControl) -> None:
     if isinstance(process, Process_async):
         await process.ended()
         return
-    # Of the sync face, which no loop watches.
-    future = loop.create_future()
-    fd = process.fileno()
-    loop.add_reader(fd, lambda: future.done() or future.set_result(None))
+    # Of the sync face, which no loop watches. A loop has one callback for each number, and another task may wait, too.
+    ended = loop.create_future()
+    fds = [os.dup(process.fileno())]
+    loop.add_reader(fds[0], lambda: ended.done() or ended.set_result(None))
     try:
-        await future
+        if isinstance(process, Process) and process.denials is not None and not process.denials.closed:
+            # What a filter refuses is refused by whoever waits.
+            fds.append(os.dup(process.denials.fileno()))
+            loop.add_reader(fds[1], lambda: process.answer() or loop.remove_reader(fds[1]))
+        await ended
     finally:
-        loop.remove_reader(fd)
+        for fd in fds:
+            loop.remove_reader(fd)
+            os.close(fd)
 
 
 async def as_completed_async(processes: Iterable[P]) -> AsyncIterator[P]:
