@@ -125,10 +125,13 @@ def test_run_async_without_descriptors_left_leaks_none(run):
     async def main():
         await BOX.run_async(["true"])
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        highest = max(map(int, os.listdir("/proc/self/fd")))
+        # No number below is free, whatever the test was started with.
+        highest = max(map(int, os.listdir("/proc/self/fd"))) + 1
+        while os.dup(0) < highest:
+            pass
         failed = 0
         try:
-            for extra in range(16):
+            for extra in range(1, 17):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (highest + extra, hard))
                 before = harness.footprint()
                 try:
