@@ -96,17 +96,17 @@ static size_t aio_size(unsigned depth)
            depth * (sizeof(struct aio_slot) + 2 * sizeof(struct io_event) + sizeof(struct iocb *));
 }
 
-static struct sandbox_aio *sandbox_aio_new(uint64_t context, int eventfd, unsigned depth)
+static int sandbox_aio_new(uint64_t context, int eventfd, unsigned depth, struct sandbox_aio **made)
 {
     size_t size = aio_size(depth);
     char *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED)
-        return NULL;
+        return -1;
     if (madvise(base, size, MADV_WIPEONFORK) != 0) {
         int saved = errno;
         munmap(base, size);
         errno = saved;
-        return NULL;
+        return -1;
     }
     struct sandbox_aio *aio = (void *)base;
     *aio = (struct sandbox_aio){
@@ -122,7 +122,8 @@ static struct sandbox_aio *sandbox_aio_new(uint64_t context, int eventfd, unsign
     for (unsigned i = 0; i < depth; i++)
         aio->slots[i].next_free = i + 1;
     pthread_mutex_init(&aio->lock, NULL);
-    return aio;
+    *made = aio;
+    return 0;
 }
 
 /* Take the lock of a queue that can be used: 0, or -1 with ESTALE. */

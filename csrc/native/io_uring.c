@@ -139,7 +139,8 @@ static int ring_stale(void)
 }
 
 /* Map the rings of `fd`, which has more than `depth` entries: one is kept for cancel requests. */
-static struct sandbox_ring *sandbox_ring_map(int fd, unsigned depth, const struct io_uring_params *params)
+static int sandbox_ring_map(int fd, unsigned depth, const struct io_uring_params *params,
+                            struct sandbox_ring **made)
 {
     size_t sq_size = params->sq_off.array + params->sq_entries * sizeof(uint32_t);
     size_t cq_size = params->cq_off.cqes + params->cq_entries * sizeof(struct io_uring_cqe);
@@ -150,7 +151,7 @@ static struct sandbox_ring *sandbox_ring_map(int fd, unsigned depth, const struc
     struct sandbox_ring *ring =
         mmap(NULL, sizeof *ring, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (ring == MAP_FAILED)
-        return NULL;
+        return -1;
     char *rings =
         mmap(NULL, rings_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, RING_OFF_SQ_RING);
     if (rings == MAP_FAILED)
@@ -182,7 +183,8 @@ static struct sandbox_ring *sandbox_ring_map(int fd, unsigned depth, const struc
     };
     pthread_mutex_init(&ring->sq_lock, NULL);
     pthread_mutex_init(&ring->cq_lock, NULL);
-    return ring;
+    *made = ring;
+    return 0;
 
 unmap_sqes:
     saved = errno;
@@ -196,7 +198,7 @@ free_ring:
     saved = errno;
     munmap(ring, sizeof *ring);
     errno = saved;
-    return NULL;
+    return -1;
 }
 
 /* Take one more entry; EAGAIN when `depth` requests wait or run already. The caller holds sq_lock. */

@@ -211,7 +211,7 @@ struct launch_message {
     char record[LAUNCH_RECORD_SIZE];
 };
 
-/* One record: its size, 0 at the end of file, -errno. Descriptors beside it are the caller's. */
+/* One record: its size, 0 at the end of file, -1 with errno. Descriptors beside it are the caller's. */
 static int launch_receive(int channel, struct launch_message *received, int flags)
 {
     union {
@@ -231,7 +231,7 @@ static int launch_receive(int channel, struct launch_message *received, int flag
     }
     received->fd_count = 0;
     if (size < 0)
-        return -errno;
+        return -1;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;

@@ -46,7 +46,7 @@ struct sandbox_waited {
     int64_t rusage[16]; /* in the order of Python's resource.struct_rusage; times in microseconds */
 };
 
-/* The raw call: libc's waitid leaves the usage out. Returns -errno, see openat2. */
+/* The raw call: libc's waitid leaves the usage out. */
 static int sandbox_waitid(int idtype, uint32_t id, unsigned int options, struct sandbox_waited *result)
 {
     siginfo_t info;
@@ -54,7 +54,7 @@ static int sandbox_waitid(int idtype, uint32_t id, unsigned int options, struct 
     memset(&info, 0, sizeof info);
     memset(&usage, 0, sizeof usage);
     if (syscall(SYS_waitid, idtype, id, &info, options, &usage) != 0)
-        return -errno;
+        return -1;
     *result = (struct sandbox_waited){
         info.si_pid,
         info.si_uid,

@@ -32,7 +32,6 @@ from sandbox.primitives._buffers import (
     export,
     from_buffer,
     iovec_of,
-    last_errno,
 )
 from sandbox.primitives._call import Fd, fd_of, in_range, os_error
 
@@ -195,10 +194,10 @@ class Aio(EventLike[Completion]):
         # First the entry: another thread may submit and reap the request before this call is over.
         self._requests[number] = (tag, memory, held)
         try:
-            if self._prepare(opcode, target, memory, length, offset, number) == 0:
+            failed = -self._prepare(opcode, target, memory, length, offset, number)
+            if failed == 0:
                 self._unsubmitted = True
                 return number
-            failed = last_errno()
         except (OverflowError, TypeError):
             failed = errno.EINVAL
         del self._requests[number]

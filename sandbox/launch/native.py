@@ -17,8 +17,7 @@ _PAIR, _NUMBERS, _MESSAGE = map(ffi.typeof, ("int[2]", "int[]", "struct launch_m
 _INIT_PATH = os.path.join(os.path.dirname(os.path.dirname(__file__)), "init")
 
 
-def _error(call: str) -> OSError:
-    number = ffi.errno
+def _error(number: int, call: str) -> OSError:
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
@@ -104,9 +103,9 @@ class _InitProgram:
                     program = stream.read()
                 fd = lib.launch_memfd(b"sandbox-init", program, len(program), 0, ffi.NULL, 0, 1)
                 if fd < 0:
-                    if self.refused(ffi.errno):
+                    if self.refused(-fd):
                         return -1
-                    raise _launch_error(ffi.errno, "memfd_create(init)")
+                    raise _launch_error(-fd, "memfd_create(init)")
                 ours = self._kept = Kept(fd)
             return ours.fd
 
@@ -147,7 +146,7 @@ def own_pidfd() -> int:
                 pidfd.close()
         fd: int = lib.launch_pidfd_self()
         if fd < 0:
-            raise _launch_error(ffi.errno, "pidfd_open", "pidfd_open")
+            raise _launch_error(-fd, "pidfd_open", "pidfd_open")
         # Before Linux 6.9 all pidfds are the inode of anonymous files, 0600; since then each process has one, 0700.
         _lifeline = pid, Kept(fd), bool(os.fstat(fd).st_mode & stat.S_IXUSR)
         return fd
@@ -197,11 +196,9 @@ class ControlChannel:
     def send(self, record: bytes, fds: Sequence[int] = ()) -> None:
         """Send a request; that nobody is there any more is told by the end of file."""
         numbers = ffi.new(_NUMBERS, fds) if fds else ffi.NULL
-        if lib.launch_send(self._fd, record, numbers, len(fds)) < 0 and ffi.errno not in {
-            errno.EPIPE,
-            errno.ECONNRESET,
-        }:
-            raise _error("sendmsg")
+        sent: int = lib.launch_send(self._fd, record, numbers, len(fds))
+        if sent < 0 and -sent not in {errno.EPIPE, errno.ECONNRESET}:
+            raise _error(-sent, "sendmsg")
 
     def close(self) -> None:
         """Close it; init then ends the sandbox."""
@@ -213,8 +210,9 @@ class ControlChannel:
 def socketpair() -> tuple[int, int]:
     """Return the ends of a control channel: the caller's and init's."""
     pair = ffi.new(_PAIR)
-    if lib.launch_socketpair(pair) < 0:
-        raise _launch_error(ffi.errno, "socketpair", "socketpair")
+    result: int = lib.launch_socketpair(pair)
+    if result < 0:
+        raise _launch_error(-result, "socketpair", "socketpair")
     return pair[0], pair[1]
 
 
@@ -224,9 +222,9 @@ def claim(name: str) -> int | None:
     fd: int = lib.launch_claim(raw, len(raw))
     if fd >= 0:
         return fd
-    if ffi.errno == errno.EADDRINUSE:
+    if fd == -errno.EADDRINUSE:
         return None
-    raise _launch_error(ffi.errno, "bind", "bind")
+    raise _launch_error(-fd, "bind", "bind")
 
 
 def spawn(image: bytearray, slots: Sequence[int], stage: Any) -> None:
@@ -235,18 +233,18 @@ def spawn(image: bytearray, slots: Sequence[int], stage: Any) -> None:
     data = ffi.from_buffer(image)
     while True:
         fd = _init_program.fd()
-        if lib.launch_spawn(fd, _init_path, data, len(image), SLOTS_OFFSET, numbers, len(slots), stage) == 0:
+        result = lib.launch_spawn(fd, _init_path, data, len(image), SLOTS_OFFSET, numbers, len(slots), stage)
+        if result == 0:
             return
-        number = ffi.errno
-        if not _init_program.refused(number):
-            raise _launch_error(number, "execveat(init)" if fd >= 0 else f'execve("{_INIT_PATH}")')
+        if not _init_program.refused(-result):
+            raise _launch_error(-result, "execveat(init)" if fd >= 0 else f'execve("{_INIT_PATH}")')
 
 
 def seal(image: bytearray) -> int:
     """Return a sealed memfd with a plan, for the caller to close."""
     fd: int = lib.launch_memfd(b"sandbox-plan", ffi.from_buffer(image), len(image), 0, ffi.NULL, 0, 0)
     if fd < 0:
-        raise _error("memfd_create")
+        raise _error(-fd, "memfd_create")
     return fd
 
 

@@ -57,8 +57,3 @@ def iovec_of(buffers: "Iterable[Buffer]", writable: bool, name: str = "buffers")
 def address_of(exported: Exported) -> int:
     """Return the address of exported memory."""
     return int(ffi.cast("uintptr_t", exported))
-
-
-def last_errno() -> int:
-    """Return the errno of this thread's last call."""
-    return int(ffi.errno)

@@ -3,8 +3,6 @@
 import os
 from typing import Protocol, TypeAlias
 
-from sandbox._native import ffi
-
 StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
@@ -23,7 +21,7 @@ def check(result: int, filename: StrOrBytesPath | None = None, filename2: StrOrB
     """Return the result of a system call, or raise the OSError that its errno stands for.
 
     Args:
-        result: What the call returned; negative is a failure.
+        result: What the call returned; -errno is a failure.
         filename: The path that the call was about, for the message.
         filename2: The second path, of calls that take two.
 
@@ -31,7 +29,7 @@ def check(result: int, filename: StrOrBytesPath | None = None, filename2: StrOrB
         OSError: The right subclass, with errno and the file names.
     """
     if result < 0:
-        raise os_error(ffi.errno, filename, filename2)
+        raise os_error(-result, filename, filename2)
     return result
 
 

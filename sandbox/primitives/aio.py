@@ -256,8 +256,9 @@ def io_cancel(ctx: int, iocb: Iocb) -> None:
     See io_cancel(2). Since Linux 2.6.
     """
     unused = ffi.new("struct io_event *")
-    if lib.sandbox_io_cancel(_context(ctx), iocb._struct, unused) < 0 and ffi.errno != errno.EINPROGRESS:
-        check(-1)
+    result: int = lib.sandbox_io_cancel(_context(ctx), iocb._struct, unused)
+    if result != -errno.EINPROGRESS:
+        check(result)
 
 
 def _context(ctx: int) -> int:
@@ -290,7 +291,7 @@ class LinuxAio:
     """A context with its eventfd and a queue of control blocks: what `sandbox.events.Aio` stands on.
 
     The same interface as `IoUring`. `prepare` is called with an opcode, a descriptor, memory exported by
-    cffi, a length, an offset and a number under 2**63; it returns 0, or -1 with `ffi.errno`. Nothing here
+    cffi, a length, an offset and a number under 2**63; it returns 0, or -errno. Nothing here
     holds the
     memory: the caller does, until `reap` has given back the number or `drain` has returned.
 
@@ -312,16 +313,15 @@ class LinuxAio:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             check(lib.sandbox_io_setup(depth, context))
-            queue = lib.sandbox_aio_new(context[0], self.fd, depth)
-            if not queue:
-                number = ffi.errno
+            queue = ffi.new("struct sandbox_aio **")
+            result: int = lib.sandbox_aio_new(context[0], self.fd, depth, queue)
+            if result < 0:
                 lib.sandbox_io_destroy(context[0])
-                ffi.errno = number
-                check(-1)
+                check(result)
         except BaseException:
             os.close(self.fd)
             raise
-        self._queue = ffi.gc(queue, lambda pointer: lib.sandbox_aio_free(pointer, depth))
+        self._queue = ffi.gc(queue[0], lambda pointer: lib.sandbox_aio_free(pointer, depth))
         self._numbers = ffi.new("uint64_t[]", depth)
         self._results = ffi.new("int64_t[]", depth)
         self.prepare = partial(lib.sandbox_aio_prepare, self._queue)

@@ -381,11 +381,10 @@ class FanotifyBatch:
                 question), EINVAL (not a fanotify descriptor, or `size` is too small for an event), EBADF.
         """
         while (count := lib.sandbox_fanotify_read(fd, self._batch, self._size)) < 0:
-            number = ffi.errno
-            if number == errno.EAGAIN:
+            if count == -errno.EAGAIN:
                 return None
-            if number != errno.EINTR:
-                raise os_error(number)
+            if count != -errno.EINTR:
+                raise os_error(-count)
         return self._columns(count)
 
     def split(self, records: bytes) -> FanotifyColumns:

@@ -154,11 +154,10 @@ class InotifyBatch:
             OSError: EBADF, EINVAL (not an inotify descriptor).
         """
         while (count := lib.sandbox_inotify_read(fd, self._batch)) < 0:
-            number = ffi.errno
-            if number == errno.EAGAIN:
+            if count == -errno.EAGAIN:
                 return None
-            if number != errno.EINTR:
-                raise os_error(number)
+            if count != -errno.EINTR:
+                raise os_error(-count)
         return self._columns(count)
 
     def split(self, records: bytes) -> InotifyColumns:

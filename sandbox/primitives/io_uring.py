@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sandbox._native import ffi, lib
 from sandbox.primitives._buffers import export
-from sandbox.primitives._call import Fd, check, fd_of, in_range
+from sandbox.primitives._call import Fd, check, fd_of, in_range, os_error
 from sandbox.primitives.aio import nanoseconds
 from sandbox.primitives.io_uring_numbers import IoUringFeature, IoUringOp, IoUringSetup
 
@@ -176,7 +176,7 @@ class IoUring:
     """A pair of mapped rings as a queue of requests: what `sandbox.events.Aio` stands on.
 
     The same interface as `LinuxAio`. `prepare` is called with an opcode, a descriptor, memory exported by
-    cffi, a length, an offset and a number under 2**63; it returns 0, or -1 with `ffi.errno`. Nothing here
+    cffi, a length, an offset and a number under 2**63; it returns 0, or -errno. Nothing here
     holds the
     memory: the caller does, until `reap` has given back the number or `drain` has returned. The descriptor is
     readable as long as there is a completion to reap.
@@ -202,17 +202,15 @@ class IoUring:
         self.fd, params = _setup(depth + 1, flags=flags)
         try:
             if params.features & _FEATURES != _FEATURES:
-                ffi.errno = errno.ENOSYS
-                check(-1)
+                raise os_error(errno.ENOSYS)
             # A filter may allow the first call and not the second: find out now.
             check(lib.sandbox_io_uring_enter(self.fd, 0, 0, 0, ffi.NULL, -1))
-            ring = lib.sandbox_ring_map(self.fd, depth, params)
-            if not ring:
-                check(-1)
+            ring = ffi.new("struct sandbox_ring **")
+            check(lib.sandbox_ring_map(self.fd, depth, params, ring))
         except BaseException:
             os.close(self.fd)
             raise
-        self._ring = ffi.gc(ring, lib.sandbox_ring_free)
+        self._ring = ffi.gc(ring[0], lib.sandbox_ring_free)
         self._depth = depth
         self._numbers = ffi.new("uint64_t[]", depth)
         self._results = ffi.new("int64_t[]", depth)
@@ -276,9 +274,10 @@ class IoUring:
 
         Only after `stop`. An exception of a signal handler interrupts it; then the memory must stay.
         """
-        while lib.sandbox_ring_drain(self._ring, ffi.new("uint64_t[]", running), len(running)) < 0:
-            if ffi.errno != errno.EINTR:
-                check(-1)
+        numbers = ffi.new("uint64_t[]", running)
+        while (result := lib.sandbox_ring_drain(self._ring, numbers, len(running))) < 0:
+            if result != -errno.EINTR:
+                check(result)
         lib.sandbox_ring_unmap(self._ring)
 
     def close(self) -> None:

@@ -169,9 +169,9 @@ def landlock_abi() -> int:
     abi: int = lib.sandbox_landlock_create_ruleset(ffi.NULL, 0, _CREATE_RULESET_VERSION)
     if abi >= 0:
         return abi
-    if ffi.errno in {errno.ENOSYS, errno.EOPNOTSUPP}:
+    if -abi in {errno.ENOSYS, errno.EOPNOTSUPP}:
         return 0
-    raise os_error(ffi.errno)
+    raise os_error(-abi)
 
 
 def landlock_errata() -> int:
@@ -192,9 +192,9 @@ def landlock_errata() -> int:
     errata: int = lib.sandbox_landlock_create_ruleset(ffi.NULL, 0, _CREATE_RULESET_ERRATA)
     if errata >= 0:
         return errata
-    if ffi.errno in {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}:
+    if -errata in {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}:
         return 0
-    raise os_error(ffi.errno)
+    raise os_error(-errata)
 
 
 def landlock_create_ruleset(

@@ -248,12 +248,13 @@ def statmount(
     size = 4096
     while True:
         buffer = ffi.new("char[]", size)
-        if lib.sandbox_statmount(mnt_id, mask, mnt_ns_id, fd, buffer, size, flags) == 0:
+        result: int = lib.sandbox_statmount(mnt_id, mask, mnt_ns_id, fd, buffer, size, flags)
+        if result == 0:
             return _parse(bytes(ffi.buffer(buffer)))
         # The kernel refuses a buffer above 64 KiB for its strings as well: then there is no larger one to
         # try.
-        if ffi.errno != errno.EOVERFLOW or size > 2**20:
-            raise os_error(ffi.errno)
+        if result != -errno.EOVERFLOW or size > 2**20:
+            raise os_error(-result)
         size *= 4
 
 

@@ -292,11 +292,11 @@ def seccomp_notif_id_valid(fd: Fd, id: int) -> bool:
 
     See seccomp_unotify(2). Since Linux 5.0.
     """
-    if lib.sandbox_seccomp_notif_id_valid(fd_of(fd), in_range(id, 0, _UINT64, "id")) == 0:
-        return True
-    if ffi.errno == errno.ENOENT:
+    result: int = lib.sandbox_seccomp_notif_id_valid(fd_of(fd), in_range(id, 0, _UINT64, "id"))
+    if result == -errno.ENOENT:
         return False
-    raise os_error(ffi.errno)
+    check(result)
+    return True
 
 
 def seccomp_notif_addfd(fd: Fd, id: int, srcfd: Fd, newfd: int = 0, flags: int = 0, newfd_flags: int = 0) -> int:
