@@ -106,6 +106,10 @@ def _plan(draft: Draft) -> int:
     else:
         plan = draft.box.plan(draft.command)
         text = plan.to_json() if draft.format == "json" else str(plan)
+    if not text.isprintable() and sys.stdout.isatty():
+        from sandbox.escapes import printable
+
+        text = printable(text)
     _print(f"{text}\n")
     return 0
 

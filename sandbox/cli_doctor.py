@@ -11,6 +11,7 @@ from typing import Any, Final, TextIO
 from sandbox import doctor
 from sandbox.causes import Cause
 from sandbox.doctor import Row
+from sandbox.escapes import printable
 from sandbox.options import OptionError
 
 _BLOCKED: Final = 1
@@ -52,6 +53,13 @@ def as_object(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _harmless(row: Row) -> Row:
+    cause = row.cause
+    if cause is not None:
+        cause = cause._replace(key=printable(cause.key), text=printable(cause.text), fix=printable(cause.fix))
+    return row._replace(detail=printable(row.detail), cause=cause)
+
+
 def _said(row: Row, numbers: dict[Cause, int]) -> str:
     if row.state == "untried" or row.cause is None:
         return row.detail
@@ -60,6 +68,8 @@ def _said(row: Row, numbers: dict[Cause, int]) -> str:
 
 def show(rows: Sequence[Row], stream: TextIO) -> None:
     """Print the table, and below it each cause once, with its fix."""
+    # Names of paths, profiles and groups are the host's, and not all of them root's.
+    rows = [_harmless(row) for row in rows]
     causes: dict[Cause, int] = {}
     for row in rows:
         if row.state == "blocked" and row.cause is not None:

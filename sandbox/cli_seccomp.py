@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
 
 from sandbox.denials import Denied
+from sandbox.escapes import shown
 from sandbox.filters import Allow, Filter, Log, bpf
 from sandbox.filters.difference import answers
 from sandbox.filters.sources import PRESETS, read_filter
@@ -138,8 +139,8 @@ def _explain(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     differences = _filter(options).diff(_filter(options, options.other))
     for one in differences:
-        shown = ", ".join(hex(value) if value > 9 else str(value) for value in one.args)
-        _say(f"{one.arch} {one.call}({shown}): {one.left!r} | {one.right!r}")
+        given = ", ".join(hex(value) if value > 9 else str(value) for value in one.args)
+        _say(f"{one.arch} {one.call}({given}): {one.left!r} | {one.right!r}")
     return _DIFFERENT if differences else 0
 
 
@@ -167,6 +168,8 @@ def _disassemble(options: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
+    # Of files that others have written: names of calls, comments, and the path itself.
+    text = shown(text, sys.stdout)
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sandbox import services
 from sandbox.errors import PolicyError
-from sandbox.escapes import printable
+from sandbox.escapes import printable, shown
 from sandbox.options import OptionError
 from sandbox.supervise import (
     RotatingFile,
@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         raise OptionError("which services?\n  usage: sandbox supervise [--plain] FILE.toml")
     found = services.read(paths[0])
     if check:
-        sys.stdout.write(f"{paths[0]}: {', '.join(found)}\n")
+        sys.stdout.write(shown(f"{paths[0]}: {', '.join(found)}\n", sys.stdout))
         return 0
     live = not plain and sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
     with _Services(paths[0], found) as supervisor, closing(_Live(supervisor) if live else _Plain()) as view:
@@ -149,12 +149,9 @@ class _Plain:
 
     def __init__(self) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        self._terminal = sys.stdout.isatty()
 
     def say(self, name: str, text: str) -> None:
-        if self._terminal:
-            text = printable(text)
-        sys.stdout.write(f"{time.strftime('%H:%M:%S')} {name or 'sandbox'}: {text}\n")
+        sys.stdout.write(shown(f"{time.strftime('%H:%M:%S')} {name or 'sandbox'}: {text}\n", sys.stdout))
         sys.stdout.flush()
 
     def refresh(self) -> None:
@@ -181,7 +178,7 @@ class _Live:
         from rich.text import Text
 
         when = f"{time.strftime('%H:%M:%S')} "
-        line = Text.assemble((when, "dim"), (name or "sandbox", "bold"), f": {printable(text)}")
+        line = Text.assemble((when, "dim"), (printable(name or "sandbox"), "bold"), f": {printable(text)}")
         self._live.console.print(line, soft_wrap=True)
 
     def refresh(self) -> None:

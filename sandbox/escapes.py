@@ -13,7 +13,7 @@ import codecs
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final
+from typing import Final, TextIO
 
 # The bulk of what is printed, text and colours, in one match (not a possessive one: those of Python 3.11.2 take what
 # does not match); fewer parameters than the bound below. Not in it are
@@ -216,6 +216,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one == "\n" else _written(one) for one in text)
+
+
+def shown(text: str, stream: TextIO) -> str:
+    """Return what is written to a stream of a text with names that are not ours: a terminal obeys no part of it."""
+    return printable(text) if stream.isatty() else text
 
 
 def _written(one: str) -> str:

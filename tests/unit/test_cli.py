@@ -1,6 +1,7 @@
 """What the command says, and what a signal does while it launches."""
 
 import errno
+import io
 import os
 import signal
 
@@ -82,3 +83,24 @@ def test_open_standard_streams_opens_what_is_closed() -> None:
 def test_complaint_about_a_hostile_name_does_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     complaints.complain("/tmp/\x1b]52;c;QQ==\x07: no such file\n  hint: look\r")
     assert capsys.readouterr().err == "sandbox: /tmp/\\x1b]52;c;QQ==\\x07: no such file\n  hint: look\\r\n"
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("kind", "harmless"), [(Terminal, True), (io.TextIOWrapper, False)])
+def test_plan_of_a_path_does_not_speak_to_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, kind: type[io.TextIOWrapper], harmless: bool
+) -> None:
+    before = signal.getsignal(signal.SIGPIPE)
+    raw = io.BytesIO()
+    stream = kind(raw)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stream)
+        try:
+            assert 0 == cli.main(["plan", "--env", "A=\033[5m", "--bind", "/tmp/\033[5m:/x", "true"])
+        finally:
+            signal.signal(signal.SIGPIPE, before)
+    assert harmless == (b"\033" not in raw.getvalue())

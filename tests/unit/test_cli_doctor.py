@@ -81,3 +81,15 @@ def test_what_goes_wrong_in_a_probe_is_said():
     answer = probes.attempt(lambda _: 1 / 0, probes.Identity(0, 0, False), 60)
     assert "ZeroDivisionError" in answer.detail
     assert answer.failed is not None
+
+
+@pytest.mark.usefixtures("look")
+def test_table_shows_no_control_characters_of_names(monkeypatch):
+    evil = Row("x", "x", "run", "works", "of /tmp/\033]0;title\a")
+    blocked = CAUSE._replace(text="at /tmp/\033[5m", fix="rm /tmp/\033[5m")
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = io.StringIO()
+    cli_doctor.show([evil, ROWS[1]._replace(cause=blocked)], stream)
+    assert "\033" not in stream.getvalue()
+    assert "/tmp/\\x1b]0;title\\x07" in stream.getvalue()
+    assert "fix: rm /tmp/\\x1b[5m" in stream.getvalue()

@@ -1,5 +1,6 @@
 """`sandbox seccomp`: questions about filters, asked on a command line."""
 
+import io
 import json
 import platform
 import signal
@@ -150,3 +151,18 @@ def test_denials_are_counted_by_kind():
     ] == cli_seccomp.denials(
         [denied("mount", "/mnt"), denied("socket", None, 97), denied("mount", "/mnt"), denied("syscall_999")]
     ).splitlines()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "harmless"), [(Terminal, True), (io.StringIO, False)])
+def test_names_of_files_do_not_speak_to_a_terminal(tmp_path, monkeypatch, stream, harmless):
+    path = tmp_path / "\033]0;title\a.json"
+    path.write_text(json.dumps(Filter(Errno("EPERM")).allow("read").to_oci()))
+    said = stream()
+    monkeypatch.setattr("sys.stdout", said)
+    assert 0 == cli_seccomp.main(["show", str(path)])
+    assert harmless == ("\033" not in said.getvalue())

@@ -1,12 +1,13 @@
 """The filter of escape sequences, judged by a terminal that obeys everything."""
 
+import io
 import re
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from sandbox.escapes import EscapeFilter, printable
+from sandbox.escapes import EscapeFilter, printable, shown
 
 
 def filtered(*pieces: bytes, utf8: bool = True) -> bytes:
@@ -298,3 +299,13 @@ def test_close_undoes_what_was_left_on_and_nothing_else(data: bytes, undone: byt
 )
 def test_printable_writes_out_what_is_not(text: str, written: str) -> None:
     assert written == printable(text)
+
+
+class OnTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_shown_is_harmless_on_a_terminal_and_exact_elsewhere() -> None:
+    assert "a\\x1b[5m\n" == shown("a\x1b[5m\n", OnTerminal())
+    assert "a\x1b[5m\n" == shown("a\x1b[5m\n", io.StringIO())
