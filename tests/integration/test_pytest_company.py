@@ -174,7 +174,10 @@ def test_setup_options_show_what_they_show_without(tmp_path: pathlib.Path) -> No
     for option in ("--setup-only", "--setup-show", "--setup-plan"):
         runs = [inner_pytest.run(tmp_path, *words, option, "-s", test_it=SETUP) for words in ([], ["--sandbox"])]
         # But for how long it took, and where the letter of the outcome stands: behind what happens inside.
-        lines = [[re.sub(r"in [0-9.]+s", "", line).strip("F =") for line in run.output.splitlines()] for run in runs]
+        lines = [
+            [re.sub(r"in [0-9.]+s|(?<! )F|F(?! )", "", line).strip(" =") for line in run.output.splitlines()]
+            for run in runs
+        ]
         shown = [list(filter(None, one)) for one in lines]
         assert shown[0] == shown[1]
         assert ("called" in runs[1].output) == (option == "--setup-show")
