@@ -29,7 +29,7 @@ from sandbox.primitives.mounts import MountFlags, mount
 from sandbox.primitives.namespaces import CloneFlags, unshare
 from sandbox.primitives.system import sethostname
 
-__all__ = ["BROKEN", "PRIVATE", "Isolated", "Isolation", "isolate"]
+__all__ = ["BROKEN", "PRIVATE", "Covered", "Isolated", "Isolation", "cover", "isolate"]
 
 # What programs share by name, and a test has for itself.
 PRIVATE: Final = ("/tmp", "/var/tmp", "/dev/shm")
@@ -41,24 +41,56 @@ _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
 
 
+# Arithmetic of enumerations is slow, and this is done for every test.
+_NEW: Final = int(CloneFlags.NEWNS | CloneFlags.NEWPID | CloneFlags.NEWIPC | CloneFlags.NEWUTS)
+_NEWNET, _NEWTIME, _NEWUSER = int(CloneFlags.NEWNET), int(CloneFlags.NEWTIME), int(CloneFlags.NEWUSER)
+_PRIVATE_BELOW: Final = int(MountFlags.REC | MountFlags.PRIVATE)
+_BOUND: Final = int(MountFlags.BIND | MountFlags.REC)
+_TMP: Final = int(MountFlags.NOSUID | MountFlags.NODEV)
+_PROC: Final = int(MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC)
+
+
+class Covered(NamedTuple):
+    """A directory that is to be empty.
+
+    Args:
+        path: The directory.
+        keep: Those below it that stay visible.
+    """
+
+    path: str
+    keep: tuple[str, ...]
+
+
+def cover(keep: Iterable[str]) -> tuple[Covered, ...]:
+    """Return how /tmp, /var/tmp and /dev/shm are covered, and these directories stay visible."""
+    kept = sorted(set(map(os.path.realpath, keep)))
+    # What lies in another that is kept comes with it.
+    kept = [one for i, one in enumerate(kept) if not any(one.startswith(other + "/") for other in kept[:i])]
+    paths = dict.fromkeys(os.path.realpath(path) for path in PRIVATE if os.path.isdir(path))
+    return tuple(
+        Covered(path, tuple(one for one in kept if one.startswith(path + "/")))
+        for path in paths
+        if path not in kept and not any(path.startswith(one + "/") for one in kept)
+    )
+
+
 class Isolation(NamedTuple):
     """What is the copy's own.
 
     Args:
         network: "loopback", with nothing else; "none": not even that; "host": the caller's.
         hostname: Of the copy; None: the caller's name, which can be changed without anybody noticing.
-        tmp: /tmp, /var/tmp and /dev/shm are empty, and gone afterwards.
         time_offset: Seconds that CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead.
-        keep: Directories that stay visible, where they lie in what `tmp` covers.
+        covered: What is empty at first, and gone afterwards.
         address_space: Bytes that each process may add to what the caller has.
         processes: How many its user may have in the copy's user namespace.
     """
 
     network: Literal["loopback", "none", "host"] = "loopback"
     hostname: str | None = None
-    tmp: bool = True
     time_offset: float = 0.0
-    keep: tuple[str, ...] = ()
+    covered: tuple[Covered, ...] = ()
     address_space: int | None = None
     processes: int | None = None
 
@@ -207,19 +239,19 @@ def _begin(
 
 
 def _unshare(isolation: Isolation) -> None:
-    flags = CloneFlags.NEWNS | CloneFlags.NEWPID | CloneFlags.NEWIPC | CloneFlags.NEWUTS
+    flags = _NEW
     if isolation.network != "host":
-        flags |= CloneFlags.NEWNET
+        flags |= _NEWNET
     if isolation.time_offset:
-        flags |= CloneFlags.NEWTIME
+        flags |= _NEWTIME
     privileged = bool(capget().effective & Capability.SYS_ADMIN.mask)
     if not privileged:
-        flags |= CloneFlags.NEWUSER
+        flags |= _NEWUSER
     uid, gid = os.geteuid(), os.getegid()
     try:
-        unshare(int(flags))
+        unshare(flags)
     except OSError as error:
-        found = hint_for("clone", (Flag(int(flags), str(flags)),), error.errno or 0)
+        found = hint_for("clone", (Flag(flags, str(CloneFlags(flags))),), error.errno or 0)
         raise UnsupportedError(
             "a test in namespaces of its own",
             needed="new namespaces: mount, pid, ipc, uts, network, and as an ordinary user a user namespace",
@@ -239,7 +271,7 @@ def _unshare(isolation: Isolation) -> None:
 
 
 def _set_up(isolation: Isolation) -> None:
-    mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
+    mount(None, "/", None, _PRIVATE_BELOW)
     if isolation.hostname is not None:
         sethostname(isolation.hostname)
     if isolation.network == "loopback":
@@ -247,16 +279,14 @@ def _set_up(isolation: Isolation) -> None:
 
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("<16sH22x", b"lo", _IFF_UP_RUNNING))
-    if isolation.tmp:
-        for path in PRIVATE:
-            if os.path.isdir(path):
-                _cover(path, isolation.keep)
+    for path, keep in isolation.covered:
+        _cover(path, keep)
 
 
 def _finish(isolation: Isolation) -> None:
     """Do what only the process in the new pid namespace can, or ends its rights to do more."""
     try:
-        mount("proc", "/proc", "proc", MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC)
+        mount("proc", "/proc", "proc", _PROC)
     except PermissionError as error:
         found = hint_for("fsmount", (), errno.EPERM, "proc")
         raise UnsupportedError(
@@ -279,16 +309,15 @@ def _finish(isolation: Isolation) -> None:
 
 def _cover(path: str, keep: tuple[str, ...]) -> None:
     """Mount an empty file system, with what has to stay visible in its place."""
-    path = os.path.realpath(path)
-    kept = sorted({one for one in map(os.path.realpath, keep) if one.startswith(path + "/")})
-    # What lies in another that is kept comes with it.
-    kept = [one for i, one in enumerate(kept) if not any(one.startswith(other + "/") for other in kept[:i])]
     here = os.getcwd()
-    opened = [(one, os.open(one, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) for one in kept]
-    mount("tmpfs", path, "tmpfs", MountFlags.NOSUID | MountFlags.NODEV, "mode=1777")
+    opened = []
+    for one in keep:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone meanwhile
+            opened.append((one, os.open(one, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
+    mount("tmpfs", path, "tmpfs", _TMP, "mode=1777")
     for one, fd in opened:
         os.makedirs(one, exist_ok=True)
-        mount(f"/proc/self/fd/{fd}", one, None, MountFlags.BIND | MountFlags.REC)
+        mount(f"/proc/self/fd/{fd}", one, None, _BOUND)
         os.close(fd)
     if here.startswith(path + "/") and os.path.isdir(here):
         os.chdir(here)

@@ -67,8 +67,8 @@ def _prepare(item: pytest.Item, send: Callable[..., None]) -> None:
         caller._remove_plugin(plugin)
     item.config.pluginmanager.register(_Logged(item, send))
     tree = item.session._setupstate.stack
-    # Its place in the tree is taken again, this time with the fixtures of the function.
-    del tree[item]
+    # Where it has a place in the tree already, it takes it again, with the fixtures of the function.
+    tree.pop(item, None)
     _before[:] = [(finalizers, len(finalizers)) for finalizers, _ in tree.values()]
 
 
@@ -98,10 +98,11 @@ def _phases(item: pytest.Item, send: Callable[..., None]) -> None:
         if not option("setuponly", False):
             phase("call")
     # Wider fixtures that were asked for only now live in this copy alone, and end with the function's.
-    own = item.session._setupstate.stack[item][0]
-    for finalizers, count in _before:
-        own[:0] = finalizers[count:]
-        del finalizers[count:]
+    own = item.session._setupstate.stack.get(item)
+    if own is not None:  # else it was skipped before anything was set up
+        for finalizers, count in _before:
+            own[0][:0] = finalizers[count:]
+            del finalizers[count:]
     phase("teardown", nextitem=item.parent)  # the tree above stays as it is
     item.config.get_terminal_writer().flush()
 

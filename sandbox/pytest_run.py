@@ -24,7 +24,7 @@ from _pytest import runner
 from sandbox import pytest_inside, pytest_reports
 from sandbox.arguments import clock_offset, host_name, integer, parse_size, seconds
 from sandbox.errors import SandboxError, UnsupportedError
-from sandbox.isolation import Isolated, Isolation, isolate
+from sandbox.isolation import Covered, Isolated, Isolation, cover, isolate
 from sandbox.pytest_mail import SIZE, Mailbox
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Reports: TypeAlias = tuple[dict[str, pytest.TestReport], list[pytest.TestReport]]  # of the phases, of subtests
 _NETWORKS: Final = ("loopback", "none", "host")
 _mailbox: Final = pytest.StashKey[Mailbox]()
-_kept: Final = pytest.StashKey["tuple[list[str], str, tuple[str, ...]]"]()
+_kept: Final = pytest.StashKey["tuple[list[str], str, tuple[Covered, ...]]"]()
 
 
 class Policy(NamedTuple):
@@ -101,15 +101,14 @@ def policy_of(item: pytest.Item, words: dict[str, Any]) -> Policy:
     isolation = Isolation(
         network=said.get("network", "loopback"),
         hostname=said.get("hostname"),
-        tmp=tmp,
         time_offset=said.get("time_offset", 0.0),
-        keep=_visible(item.config) if tmp else (),
+        covered=_covered(item.config) if tmp else (),
     )
     return Policy(isolation, said.get("memory"), said.get("pids"), said.get("timeout"))
 
 
-def _visible(config: pytest.Config) -> tuple[str, ...]:
-    """Return the directories that a test needs although they may lie in /tmp: its own, and those of pytest."""
+def _covered(config: pytest.Config) -> tuple[Covered, ...]:
+    """Return what is covered, without the directories that a test needs: its own, and those of pytest."""
     here = os.getcwd()
     known = config.stash.get(_kept, None)
     if known is not None and known[:2] == (sys.path, here):
@@ -120,9 +119,9 @@ def _visible(config: pytest.Config) -> tuple[str, ...]:
         # Chosen here, or each copy would choose another.
         found.append(str(factory.getbasetemp()))
     found += [path for path in sys.path if os.path.isdir(path)]
-    kept = tuple(dict.fromkeys(map(os.path.realpath, found)))
-    config.stash[_kept] = (list(sys.path), here, kept)
-    return kept
+    covered = cover(found)
+    config.stash[_kept] = (list(sys.path), here, covered)
+    return covered
 
 
 def protocol(item: pytest.Item, nextitem: pytest.Item | None, policy: Policy | str) -> None:
@@ -149,8 +148,12 @@ def protocol(item: pytest.Item, nextitem: pytest.Item | None, policy: Policy | s
 def _phases(item: pytest.Item, nextitem: pytest.Item | None, policy: Policy | str) -> None:
     log = item.ihook.pytest_runtest_logreport
     subtests: list[pytest.TestReport] = []
+    inside_only = False
     if isinstance(policy, str):
         phases = {"setup": _refuse(item, policy)}
+    elif _nothing_wider(item, nextitem):
+        inside_only = True
+        phases, subtests = _inside(item, policy)
     else:
         phases = {"setup": _set_up_outside(item)}
         if phases["setup"].passed:
@@ -160,6 +163,11 @@ def _phases(item: pytest.Item, nextitem: pytest.Item | None, policy: Policy | st
             log(report=report)
     if item.session.shouldfail or item.session.shouldstop:
         nextitem = None
+    if inside_only:
+        if nextitem is not None and "teardown" in phases:
+            log(report=phases["teardown"])
+            return
+        _set_up_outside(item)  # for what ends now, and did not begin with this test
     teardown = runner.call_and_report(item, "teardown", log=False, nextitem=nextitem)
     # One report for both ends, that of the fixtures inside and that of the wider ones here, unless both failed.
     ended = phases.get("teardown", teardown)
@@ -168,6 +176,24 @@ def _phases(item: pytest.Item, nextitem: pytest.Item | None, policy: Policy | st
             log(report=ended)
         ended = teardown
     log(report=ended)
+
+
+def _nothing_wider(item: Any, nextitem: pytest.Item | None) -> bool:
+    """Tell whether all that is wider than the function is there, and stays: then all hooks are called inside alone."""
+    tree = item.session._setupstate.stack
+    above = item.listchain()[:-1]
+    if nextitem is None or list(tree) != above or nextitem.listchain()[: len(above)] != above:
+        return False
+    if any(error for _, error in tree.values()):
+        return False
+    definitions = item._fixtureinfo.name2fixturedefs if hasattr(item, "_fixtureinfo") else {}
+    for name in getattr(item, "fixturenames", ()):
+        made = definitions.get(name)
+        if made and made[-1].scope != "function":
+            cached = made[-1].cached_result
+            if cached is None or cached[2] is not None or made[-1].params is not None:
+                return False
+    return True
 
 
 def _refuse(item: pytest.Item, why: str) -> pytest.TestReport:
