@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from errno import EPERM, ETIMEDOUT, errorcode
 from typing import Final, Literal, NamedTuple
 
+# Now: a probe may have no descriptor left to load it with.
+import sandbox.launch.failure  # noqa: F401
 from sandbox import causes, facts, host_ids, identity, probes
 from sandbox.builder import Sandbox
 from sandbox.causes import Cause

@@ -9,7 +9,8 @@ import payloads
 import pytest
 from payloads import number, tell
 
-from sandbox import Filter, Sandbox, compiler
+from sandbox import Filter, Sandbox
+from sandbox.compiler import draft
 from sandbox.primitives.capabilities import Capability
 
 pytestmark = pytest.mark.needs_userns
@@ -158,7 +159,7 @@ def test_read_only_bind_stays_read_only_for_cap_sys_admin(tmp_path, monkeypatch)
         assert "ro" == said[0], said
         assert 0 not in said[1][:5]
     # The positive control: without namespaces of its own the payload undoes what the sandbox did.
-    monkeypatch.setattr(compiler, "_CAP_SYS_ADMIN", 0)
+    monkeypatch.setattr(draft, "_CAP_SYS_ADMIN", 0)
     said = tell(EVERY.bind_readonly(tmp_path, "/data"), REMOUNT)
     assert said[0] in ("ok", "gone"), said
     assert 0 in said[1]
@@ -188,7 +189,7 @@ def test_next_sandbox_is_not_changed_by_the_one_before(nested, monkeypatch):
     for _ in range(3):  # the second launch builds the tree that later ones clone
         assert before == tell(EVERY, look)
     if not nested:  # even with the mounts of the sandbox in its hands, it cannot write what others share
-        monkeypatch.setattr(compiler, "_CAP_SYS_ADMIN", 0)
+        monkeypatch.setattr(draft, "_CAP_SYS_ADMIN", 0)
     for box in (EVERY, EVERY.user(0)):
         for _ in range(3):
             said = tell(box, POISON)
