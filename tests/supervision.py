@@ -5,6 +5,7 @@ import select
 import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sandbox.supervise import ServiceEvent, Supervisor
 
@@ -19,18 +20,17 @@ def until(supervisor: Supervisor, kind: type, service: str | None = None, count:
                     return event
 
 
-_left: dict[int, list[ServiceEvent]] = {}
+_left: WeakKeyDictionary[Supervisor, list[ServiceEvent]] = WeakKeyDictionary()
 
 
 def step(supervisor: Supervisor) -> Iterator[ServiceEvent]:
     """Yield the events of one step; what a caller does not take, the next one gets."""
-    left = _left.setdefault(id(supervisor), [])
+    left = _left.setdefault(supervisor, [])
     if not left:
         assert not supervisor.finished, f"all has ended: {supervisor.status()}"
         left += supervisor.step(None)
     while left:
         yield left.pop(0)
-    _left.pop(id(supervisor), None)
 
 
 def drive(supervisor: Supervisor, done: Callable[[], bool]) -> list[ServiceEvent]:
