@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from sandbox.attendance import FAILED, SignalledError, Signals, wait
 from sandbox.complaints import complain, failure, is_exec, outcome
 from sandbox.errors import SandboxError, SetupError
-from sandbox.options import NAMED, SUBCOMMANDS, Draft, OptionError, Subcommand, parse
+from sandbox.option_effects import Draft
+from sandbox.option_values import OptionError
+from sandbox.options import NAMED, SUBCOMMANDS, Subcommand, parse
 from sandbox.process import Process
 
 if TYPE_CHECKING:

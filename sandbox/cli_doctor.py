@@ -12,7 +12,7 @@ from sandbox import doctor
 from sandbox.causes import Cause
 from sandbox.doctor import Row
 from sandbox.escapes import printable
-from sandbox.options import OptionError
+from sandbox.option_values import OptionError
 
 _BLOCKED: Final = 1
 _VERSION: Final = 1  # of the JSON; keys may be added, none changes its meaning

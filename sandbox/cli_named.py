@@ -14,7 +14,9 @@ from sandbox.attendance import FAILED, TIMED_OUT, Signals, wait
 from sandbox.complaints import complain, late
 from sandbox.escapes import printable
 from sandbox.exchange import deadline_of
-from sandbox.options import Draft, OptionError, Subcommand
+from sandbox.option_effects import Draft
+from sandbox.option_values import OptionError
+from sandbox.options import Subcommand
 from sandbox.pidfds import readable
 from sandbox.registry import Channel, NobodyError, Registry, peer_pid, peer_pidfd
 

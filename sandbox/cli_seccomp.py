@@ -16,7 +16,7 @@ from sandbox.filters import Allow, Filter, Log, bpf
 from sandbox.filters.difference import answers
 from sandbox.filters.sources import PRESETS, read_filter
 from sandbox.filters.table import ARCHES, Arch, calls, constant, machine, names_of
-from sandbox.options import OptionError
+from sandbox.option_values import OptionError
 
 _DIFFERENT: Final = 1  # as diff(1); and of simulate: refused
 

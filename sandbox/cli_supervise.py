@@ -11,7 +11,7 @@ from typing import Any
 from sandbox import services
 from sandbox.errors import PolicyError
 from sandbox.escapes import printable, shown
-from sandbox.options import OptionError
+from sandbox.option_values import OptionError
 from sandbox.supervise import (
     RotatingFile,
     ServiceEvent,

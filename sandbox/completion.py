@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from sandbox.options import GROUPS, NAMED, NAMING, SUBCOMMANDS, Option, OptionError, Subcommand
+from sandbox.option_values import OptionError
+from sandbox.options import GROUPS, NAMED, NAMING, SUBCOMMANDS, Option, Subcommand
 
 COMMANDS: Final = {
     "run": "run a command in a new sandbox",

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 from sandbox.arguments import process_name
 from sandbox.exchange import deadline_of
-from sandbox.options import OptionError
+from sandbox.option_values import OptionError
 from sandbox.pidfds import readable
 
 # Of a message; one of a command with its variables is the largest.

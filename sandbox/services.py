@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple, cast
 from sandbox.arguments import integer, parse_size
 from sandbox.builder import Sandbox
 from sandbox.errors import PolicyError
-from sandbox.options import OptionError, parse
+from sandbox.option_values import OptionError
+from sandbox.options import parse
 from sandbox.supervise import Ready, Restart
 from sandbox.supervise.definition import Definition
 from sandbox.supervise.model import seconds

@@ -7,7 +7,7 @@ from importlib.metadata import files
 import pytest
 
 from sandbox import completion, options
-from sandbox.options import OptionError
+from sandbox.option_values import OptionError
 
 FILES = {
     path.name: str(path.locate())

@@ -5,7 +5,8 @@ import io
 import pytest
 
 from sandbox import Filter, Sandbox, help_text, options
-from sandbox.options import OptionError, cut, fields, parse, plain
+from sandbox.option_values import OptionError, cut, fields, plain
+from sandbox.options import parse
 
 
 def box_of(*words: str) -> Sandbox:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import registry
-from sandbox.options import OptionError
+from sandbox.option_values import OptionError
 from sandbox.registry import MOST, Channel, NobodyError, Registry, StrangerError
 
 
