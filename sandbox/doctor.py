@@ -11,12 +11,12 @@ from typing import Final, Literal, NamedTuple
 
 # Now: a probe may have no descriptor left to load it with.
 import sandbox.launch.failure  # noqa: F401
-from sandbox import causes, facts, host_ids, identity, probes
+from sandbox import causes, facts, host_ids, identity, probes, probing
 from sandbox.builder import Sandbox
 from sandbox.causes import Cause
 from sandbox.cgroups import hierarchy
 from sandbox.errors import SetupError, UnsupportedError
-from sandbox.probes import Answer, Identity
+from sandbox.probing import Answer, Identity
 from sandbox.spec import Spec
 from sandbox.streams import DEVNULL
 
@@ -76,7 +76,7 @@ def _control_groups(_: Identity) -> str:
     for place in host.places:
         if not place.make:
             path = os.path.join(place.path, f"sandbox-doctor-{os.getpid()}")
-            with probes.calling("cgroup", f"no group can be made in {place.path}", host.fix):
+            with probing.calling("cgroup", f"no group can be made in {place.path}", host.fix):
                 os.mkdir(path)
                 os.rmdir(path)
         found |= place.controllers
@@ -84,7 +84,7 @@ def _control_groups(_: Identity) -> str:
     if not offered:
         # Of many hierarchies the first says enough.
         why = "; ".join(host.found[:2]) or "no controller is offered to groups of the caller's"
-        raise probes.Failed("cgroup", (why, host.fix), EPERM)
+        raise probing.Failed("cgroup", (why, host.fix), EPERM)
     return ", ".join(offered)
 
 
@@ -140,7 +140,7 @@ def examine() -> list[Row]:
             first = blocked.detail if blocked.state == "untried" else f"needs {blocked.title}"
             rows[key] = Row(key, title, use, "untried", first, cause=blocked.cause)
         else:
-            rows[key] = _row(check, probes.attempt(check.probe, who, _PATIENCE))
+            rows[key] = _row(check, probing.attempt(check.probe, who, _PATIENCE))
     rows["sandbox"] = _whole()
     return list(rows.values())
 

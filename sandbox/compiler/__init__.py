@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from sandbox import kernel as k
 from sandbox.compiler.draft import Draft, Variant
+from sandbox.compiler.mounts import Writer, mount_attributes
 from sandbox.compiler.namespaces import limit_time, make_namespaces, make_time_namespace, set_names, tell_freezer
 from sandbox.compiler.payload import start_payload
 from sandbox.compiler.privileges import CAP_SETFCAP, drop_privileges
@@ -16,7 +17,7 @@ from sandbox.identity import Caller, drops_groups, gaps
 from sandbox.kernel import Flag
 from sandbox.limits import Limits
 from sandbox.plan import Command, Late, Plan, Program, Slot
-from sandbox.rootfs import Owner, Tree, Writer, mount_attributes
+from sandbox.rootfs import Owner, Tree
 from sandbox.spec import Spec
 
 _SIGKILL: Final = Flag(9, "SIGKILL")

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sandbox.compiler.filters import guard_of, notifies, program_of
+from sandbox.compiler.mounts import Writer
 from sandbox.compiler.root import entries_of
 from sandbox.identity import Caller, inside_ids, lands_as_root
 from sandbox.plan import Program, Slot
-from sandbox.rootfs import Layout, Writer, sort
+from sandbox.rootfs import Layout, sort
 from sandbox.spec import Python, Spec, System
 
 if TYPE_CHECKING:

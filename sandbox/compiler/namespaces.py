@@ -6,10 +6,10 @@ from struct import pack
 from typing import TYPE_CHECKING
 
 from sandbox import kernel as k
+from sandbox.compiler.mounts import verified_proc
 from sandbox.identity import mapped_by_program
 from sandbox.limits import shown
 from sandbox.plan import Late, Ref, Slot
-from sandbox.rootfs import verified_proc
 
 if TYPE_CHECKING:
     from sandbox.compiler.draft import Draft

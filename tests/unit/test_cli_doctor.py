@@ -67,18 +67,18 @@ def test_json_has_stable_keys():
 def test_what_did_not_answer_in_time_is_not_blocked(monkeypatch):
     import select
 
-    from sandbox import doctor, probes
+    from sandbox import doctor, probing
 
     check = doctor.Check("slow", "something slow", "run", lambda _: select.select([], [], []))
-    answer = probes.attempt(check.probe, probes.Identity(0, 0, False), 0.01)
+    answer = probing.attempt(check.probe, probing.Identity(0, 0, False), 0.01)
     row = doctor._row(check, answer)
     assert ("untried", "no answer in 0.01 seconds") == (row.state, row.detail)
 
 
 def test_what_goes_wrong_in_a_probe_is_said():
-    from sandbox import probes
+    from sandbox import probing
 
-    answer = probes.attempt(lambda _: 1 / 0, probes.Identity(0, 0, False), 60)
+    answer = probing.attempt(lambda _: 1 / 0, probing.Identity(0, 0, False), 60)
     assert "ZeroDivisionError" in answer.detail
     assert answer.failed is not None
 
