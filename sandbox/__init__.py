@@ -7,7 +7,9 @@ objects over descriptors; `sandbox.primitives` are the kernel's calls. The names
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from sandbox.arguments import Fd, HasFileno, Size, StrOrBytesPath
 from sandbox.builder import Sandbox
+from sandbox.control import ProcessControl
 from sandbox.errors import (
     BusyError,
     CalledProcessError,
@@ -19,13 +21,13 @@ from sandbox.errors import (
     TimeoutExpired,
     UnsupportedError,
 )
-from sandbox.order import LaunchOptions, PopenOptions, RunOptions
+from sandbox.order import Args, LaunchOptions, PopenOptions, RunOptions
 from sandbox.plan import Plan
 from sandbox.process import Process
 from sandbox.result import Enforced, Reason, Result, Usage
 from sandbox.runner import Runner
-from sandbox.spec import Network
-from sandbox.streams import DEVNULL, PIPE, STDOUT
+from sandbox.spec import Namespace, Network
+from sandbox.streams import DEVNULL, PIPE, STDOUT, Stream
 
 if TYPE_CHECKING:
     from sandbox.confinement import confine as confine
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from sandbox.filters import (
         Action as Action,
         Allow as Allow,
+        Arch as Arch,
         Arg as Arg,
         Condition as Condition,
         Difference as Difference,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
         Notify as Notify,
         Trace as Trace,
         Trap as Trap,
+        Value as Value,
         arg as arg,
     )
     from sandbox.landlock import Landlock as Landlock, LandlockOptions as LandlockOptions
@@ -79,8 +83,8 @@ _LATER = {
     "wait_any": "waiting",
     "wait_any_async": "waiting",
 } | dict.fromkeys(
-    ("Action", "Allow", "Arg", "Condition", "Difference", "Errno", "Filter", "Kill", "KillThread", "Log", "Notify",
-     "Trace", "Trap", "arg"),
+    ("Action", "Allow", "Arch", "Arg", "Condition", "Difference", "Errno", "Filter", "Kill", "KillThread", "Log",
+     "Notify", "Trace", "Trap", "Value", "arg"),
     "filters",
 )  # fmt: skip
 
@@ -96,7 +100,9 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "Action",
     "Allow",
+    "Arch",
     "Arg",
+    "Args",
     "BusyError",
     "CalledProcessError",
     "ClockChanged",
@@ -109,8 +115,10 @@ __all__ = [
     "Emulation",
     "Enforced",
     "Errno",
+    "Fd",
     "Filter",
     "FilterError",
+    "HasFileno",
     "Kill",
     "KillThread",
     "Landlock",
@@ -118,6 +126,7 @@ __all__ = [
     "LaunchOptions",
     "Log",
     "Mount",
+    "Namespace",
     "Network",
     "Notification",
     "Notifier",
@@ -128,6 +137,7 @@ __all__ = [
     "PolicyError",
     "PopenOptions",
     "Process",
+    "ProcessControl",
     "Process_async",
     "Reason",
     "Result",
@@ -137,12 +147,16 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "SetupError",
+    "Size",
     "Step",
+    "StrOrBytesPath",
+    "Stream",
     "TimeoutExpired",
     "Trace",
     "Trap",
     "UnsupportedError",
     "Usage",
+    "Value",
     "arg",
     "as_completed",
     "as_completed_async",

@@ -20,7 +20,7 @@ class Accounted(Runner):
     """A command with or without a control group of its own: `usage`, `freeze` and `thaw`."""
 
     init_pid: int
-    inner_pidfd: int
+    _inner_pidfd: int
     enforced: Enforced
     returncode: int | None
     _lock: threading.RLock
@@ -48,7 +48,7 @@ class Accounted(Runner):
         """Return the exit code when it has ended, without waiting."""
         raise NotImplementedError
 
-    def adopt(self, group: "Group") -> None:
+    def _adopt(self, group: "Group") -> None:
         """Take over the control group that it is in: it is asked what was used and why it ended, and then removed."""
         self._group = group
         self.enforced = self._in_group(self.enforced)
@@ -76,7 +76,7 @@ class Accounted(Runner):
             self._detail += f"; {refusals}"
         group.remove()
 
-    def begin_further(self) -> None:
+    def _begin_further(self) -> None:
         """Note what the group of the sandbox says before a further command may run out of memory."""
         group = self._first._group
         self._oom_before = None if group is None else group.oom()
@@ -144,7 +144,7 @@ class Accounted(Runner):
     @property
     def _spared(self) -> int | None:
         """PID 1 goes on while all others are frozen; where it is the payload, its watcher is in no group of ours."""
-        return None if self.inner_pidfd >= 0 else self.init_pid
+        return None if self._inner_pidfd >= 0 else self.init_pid
 
     def _freezer(self, what: str) -> "Group":
         group = self._first._group

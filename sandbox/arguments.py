@@ -1,13 +1,23 @@
-"""The arguments of the builder: each is checked by the method that got it, and comes out in one form."""
+"""The types of arguments, and those of the builder: checked by the method that got them, they come out in one form."""
 
 import math
 import os
 import posixpath
 import re
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
+
+
+class HasFileno(Protocol):
+    """Anything that stands for a descriptor: files, sockets, event objects."""
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        ...
+
 
 StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Size: TypeAlias = int | str
+Fd: TypeAlias = int | HasFileno
 
 MOST_CONTENT: Final = 16 << 20  # of one file: a plan has a size
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -29,7 +29,7 @@ class Attended(Protocol):
     def fileno(self) -> int:
         """Return what is readable when it has ended."""
 
-    def answer(self) -> bool:
+    def _answer(self) -> bool:
         """Refuse a call that waits in `denials`; False when none can come any more."""
 
     def send_signal(self, signal: int, /) -> None:
@@ -77,7 +77,7 @@ def wait(process: Attended, signals: Source, timeout: float | None, session: "Se
         if ended and (session is None or session.done()):
             return None
         if refused in ready:
-            if not process.answer():
+            if not process._answer():
                 poller.unregister(refused)
             continue
         if signals.fileno() in ready:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sandbox.arguments import (
     MOST_CONTENT,
+    Fd,
     Size,
     StrOrBytesPath,
     file_mode,
@@ -21,7 +22,7 @@ from sandbox.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUI
 from sandbox.rootfs import DEVICE_NODES, Bind, Dir, Entry, File, Mask, Readonly, Root, Symlink
 from sandbox.runner import Runner
 from sandbox.spec import HOME, Dev, FileFrom, Python, Spec, System, proc_entry, tmpfs_entry
-from sandbox.streams import Fd, descriptor
+from sandbox.streams import descriptor
 
 
 class RootBuilder(Runner):

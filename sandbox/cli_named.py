@@ -83,7 +83,7 @@ class _Remote:
         """Return what is readable when it has ended."""
         return self._channel.fileno()
 
-    def answer(self) -> bool:
+    def _answer(self) -> bool:
         """Refuse nothing: its owner does."""
         return False
 

@@ -77,7 +77,7 @@ class _Services(Supervisor):
             while not self.finished:
                 self.step(view.every)
                 view.refresh()
-        return int(self.machine.gave_up)
+        return int(self._machine.gave_up)
 
     def _happened(self, event: ServiceEvent) -> None:
         self.say(event.service, told(event))  # at once, and so in its place among what services write

@@ -86,16 +86,16 @@ class ProcessControl(Accounted):
         self.name = name
         self.init_pid = init_pid
         self._pidfd = init_pidfd
-        self.enter: Callable[[Any, Order, Streams], Any] | None = None
-        self.enter_async: Callable[[Any, Order, Streams], Coroutine[Any, Any, Any]] | None = None
+        self._enter: Callable[[Any, Order, Streams], Any] | None = None
+        self._enter_async: Callable[[Any, Order, Streams], Coroutine[Any, Any, Any]] | None = None
         self.enforced = enforced
-        self.layers = Layers()
-        self.budget: Budget | None = None  # of output
-        self.inner_pidfd = -1  # of PID 1 where that is the payload, and not our child
+        self._layers = Layers()
+        self._budget: Budget | None = None  # of output
+        self._inner_pidfd = -1  # of PID 1 where that is the payload, and not our child
         self.returncode: int | None = None
-        self.supervise: Callable[[int], None] | None = None
-        self.reaped = sandbox is not None  # by PID 1
-        self.failed: Callable[[Record], Exception] | None = None
+        self._supervise: Callable[[int], None] | None = None
+        self._reaped = sandbox is not None  # by PID 1
+        self._failed: Callable[[Record], Exception] | None = None
         self._control: Control | None = control
         self._held = held
         self._detached = False
@@ -111,7 +111,7 @@ class ProcessControl(Accounted):
         self._closing = False
         self.terminal: Terminal | None = None
 
-    def answer_for(self, listener: int, observed: "Filter | None") -> None:
+    def _answer_for(self, listener: int, observed: "Filter | None") -> None:
         """Make the object that answers for the filter: `denials` of an observed one, else `notifier`."""
         raise NotImplementedError
 
@@ -148,7 +148,7 @@ class ProcessControl(Accounted):
             returncode = os.waitstatus_to_exitcode(status)
             filtered = bool(self.enforced.seccomp_filters)
             if self._cause is None:
-                limits, usage = self.layers.limits, self._usage
+                limits, usage = self._layers.limits, self._usage
                 self._reason, self._detail = judge(returncode, error, limits, usage, filtered=filtered)
             else:
                 _, self._detail = ended_by(returncode, filtered=filtered)
@@ -158,8 +158,8 @@ class ProcessControl(Accounted):
                 self._detail = f"killed by the caller, who was interrupted: {self._cancelled_by}"
         if control is not None:
             control.close()
-        if not self.reaped:
-            self.reaped = True
+        if not self._reaped:
+            self._reaped = True
             reap(self._pidfd)
         if self._group is not None:
             self._settle_group(self._group, returncode)
@@ -174,7 +174,7 @@ class ProcessControl(Accounted):
             self._cause = Reason.CANCELLED
             self._cancelled_by = type(error).__name__
 
-    def stop_flood(self) -> None:
+    def _stop_flood(self) -> None:
         """Ask PID 1 to end everything, because there was too much output; what was detached is let go on."""
         with self._lock:
             if self._control is not None and not self._reading:
@@ -183,8 +183,8 @@ class ProcessControl(Accounted):
 
     def _judged_output(self) -> tuple[Reason, str]:
         """Return why it ended and the evidence, when the output is known as well."""
-        limits = self.layers.limits
-        exceeded = self.budget is not None and self.budget.exceeded
+        limits = self._layers.limits
+        exceeded = self._budget is not None and self._budget.exceeded
         if exceeded and self._cause is None and limits.when_output_full == "kill":
             return Reason.OUTPUT_LIMIT, f"more than {limits.output} bytes of output: limit(output={limits.output})"
         return self._reason, self._detail
@@ -198,7 +198,7 @@ class ProcessControl(Accounted):
             stderr,
             reason=reason,
             detail=detail,
-            truncated=self.budget is not None and self.budget.exceeded,
+            truncated=self._budget is not None and self._budget.exceeded,
             usage=self._usage,
             enforced=self.enforced,
             denied=self._refused(),
@@ -208,18 +208,18 @@ class ProcessControl(Accounted):
         """Return what `denials` has seen."""
         raise NotImplementedError
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """End what could not be made whole, waiting for it."""
         raise NotImplementedError
 
     def _kill_inner(self) -> None:
         """End a payload whose watcher was killed, or is about to be."""
-        if self.inner_pidfd >= 0:
+        if self._inner_pidfd >= 0:
             try:
-                signal.pidfd_send_signal(self.inner_pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._inner_pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 return
-            readable(self.inner_pidfd, None)
+            readable(self._inner_pidfd, None)
 
     def _take(self, record: Record | None) -> None:
         if record is None:
@@ -231,9 +231,9 @@ class ProcessControl(Accounted):
             self._ended(record.value, record.error)
         elif record.type == R_STARTED and not self._held:
             # Later than the launch: the program was executed when somebody had answered for it.
-            self.enforced = self._in_group(parse_identity(record.body, self.layers))
-        elif record.type == R_FAILED and self.failed is not None and not self._killed:
-            self._failure = self.failed(record)
+            self.enforced = self._in_group(parse_identity(record.body, self._layers))
+        elif record.type == R_FAILED and self._failed is not None and not self._killed:
+            self._failure = self._failed(record)
             self._ended(None)
 
     def _collect(self, deadline: float | None = None) -> bool:
@@ -328,14 +328,14 @@ class ProcessControl(Accounted):
     def _launch(self, order: Order, streams: Streams) -> Any:
         """Start one more command in this sandbox, under every layer."""
         first = self._entered(order)
-        assert first.enter is not None
-        return first.enter(first, order, streams)
+        assert first._enter is not None
+        return first._enter(first, order, streams)
 
     async def _launch_async(self, order: Order, streams: Streams) -> Any:
         """Start one more command in this sandbox, under every layer."""
         first = self._entered(order)
-        assert first.enter_async is not None
-        return await first.enter_async(first, order, streams)
+        assert first._enter_async is not None
+        return await first._enter_async(first, order, streams)
 
     def _entered(self, order: Order) -> "ProcessControl":
         """Return the first command of the sandbox, in which another can be started now."""
@@ -343,7 +343,7 @@ class ProcessControl(Accounted):
         first._check()
         if first._held:
             raise ValueError("the sandbox is held, and nothing can run in it yet: release() it first")
-        if first.inner_pidfd >= 0:
+        if first._inner_pidfd >= 0:
             raise UnsupportedError(
                 "one more command in a running sandbox",
                 needed="a PID 1 of the library's inside, to start it",
@@ -354,7 +354,7 @@ class ProcessControl(Accounted):
             raise BusyError("the sandbox is frozen, and what starts in it would not be: thaw() it first")
         if order.hold:
             raise ValueError("hold is for the first command of a sandbox: what runs beside it could reach a held one")
-        if first.enter is None or first._look() is not None:
+        if first._enter is None or first._look() is not None:
             raise SetupError(
                 errno.ESRCH,
                 call="one more command in a running sandbox",
@@ -363,7 +363,7 @@ class ProcessControl(Accounted):
             )
         return first
 
-    def ask_init(self, record: bytes, fds: Sequence[int]) -> bool:
+    def _ask_init(self, record: bytes, fds: Sequence[int]) -> bool:
         """Send a request with descriptors to PID 1; False when it has ended."""
         self._check()
         with self._lock:
@@ -372,7 +372,7 @@ class ProcessControl(Accounted):
             self._control.send(record, fds)
         return True
 
-    def payload_pidfd(self) -> int:
+    def _payload_pidfd(self) -> int:
         """Return a pidfd of the payload, which the caller closes."""
         return os.dup(self._pidfd) if self._sandbox is not None else self._ask(Q_PIDFD)
 
@@ -406,7 +406,7 @@ class ProcessControl(Accounted):
         if self._pid is None:
             if self._look() is not None:
                 raise ProcessLookupError(errno.ESRCH, "the payload has ended")
-            pidfd = self.payload_pidfd()
+            pidfd = self._payload_pidfd()
             try:
                 self._pid = pid_of(pidfd)
             finally:
@@ -423,6 +423,14 @@ class ProcessControl(Accounted):
     def terminate(self) -> None:
         """Send SIGTERM to the payload."""
         self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the whole tree, certainly; nothing happens when it has ended."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let a process that was started with `hold=True` execute its program; nothing happens the second time."""
+        raise NotImplementedError
 
     def namespace_fd(self, namespace: "Namespace | str") -> int:
         """Return a descriptor of one of the sandbox's namespaces, for setns(2); the caller closes it.
@@ -441,7 +449,7 @@ class ProcessControl(Accounted):
             raise ValueError(f"namespace must be one of {', '.join(_NAMESPACES)}, got {namespace!r}")
         if self._look() is not None:
             raise ProcessLookupError(errno.ESRCH, "the sandbox has ended")
-        if self.inner_pidfd >= 0:
+        if self._inner_pidfd >= 0:
             raise UnsupportedError(
                 "namespace_fd()",
                 needed="a PID 1 of the library's inside",
@@ -517,6 +525,6 @@ class ProcessControl(Accounted):
                 self._pidfd = -1
 
     def _close_inner(self) -> None:
-        if self.inner_pidfd >= 0:
-            os.close(self.inner_pidfd)
-            self.inner_pidfd = -1
+        if self._inner_pidfd >= 0:
+            os.close(self._inner_pidfd)
+            self._inner_pidfd = -1

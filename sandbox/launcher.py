@@ -307,7 +307,7 @@ class Launcher:
         from sandbox.launch.entry import Entry
 
         compiled = prepared.compiled
-        return prepared, Entry(prepared.template, prepared.command, sandbox.ask_init, listens=compiled.listens)
+        return prepared, Entry(prepared.template, prepared.command, sandbox._ask_init, listens=compiled.listens)
 
     def _prepare_entry(self, running: Prepared, sandbox: ProcessControl, order: Order, streams: Streams) -> Prepared:
         self._refuse_unattended(order)
@@ -324,7 +324,7 @@ class Launcher:
             slots[slot.number] = order.fds[number]
         ours = []
         if compiled.first_slot is not None:
-            ours.append(sandbox.payload_pidfd())
+            ours.append(sandbox._payload_pidfd())
             slots[compiled.first_slot.number] = ours[0]
         if cache.fresh:
             streams.give_pipes(*running.ids)
@@ -348,13 +348,13 @@ class Launcher:
         try:
             self._complete(process, setup, prepared)
         except BaseException:
-            process.abandon()
+            process._abandon()
             raise
         if sandbox is None:
-            process.enter = partial(self.enter, prepared)
-            process.enter_async = partial(self.enter_async, prepared)
+            process._enter = partial(self.enter, prepared)
+            process._enter_async = partial(self.enter_async, prepared)
         else:
-            process.begin_further()
+            process._begin_further()
         return process
 
     async def _started_async(
@@ -363,20 +363,20 @@ class Launcher:
         from sandbox.process_async import Process_async
 
         process = self._started(Process_async, order, setup, prepared, sandbox)
-        process.watch()
+        process._watch()
         return process
 
     def _complete(self, process: ProcessControl, setup: Setup, prepared: Prepared) -> None:
         """Give a process what its launch knows beside the identity."""
         compiled = prepared.compiled
-        process.layers = compiled.layers
-        process.failed = setup.failed
-        process.inner_pidfd = setup.inner_pidfd
+        process._layers = compiled.layers
+        process._failed = setup.failed
+        process._inner_pidfd = setup.inner_pidfd
         limits = compiled.layers.limits
         if limits.output is not None:
-            process.budget = Budget(limits.output, process.stop_flood if limits.when_output_full == "kill" else None)
+            process._budget = Budget(limits.output, process._stop_flood if limits.when_output_full == "kill" else None)
         if prepared.group is not None:
-            process.adopt(prepared.group)
+            process._adopt(prepared.group)
         if setup.terminal >= 0:
             from sandbox.terminal import Terminal
 
@@ -384,9 +384,9 @@ class Launcher:
         if compiled.listens:
             spec = self._spec
             observed = filter_of(spec, prepared.cache.who) if spec.observe else None
-            process.supervise = partial(process.answer_for, observed=observed)
+            process._supervise = partial(process._answer_for, observed=observed)
             if setup.fds:
-                process.supervise(setup.fds.pop())
+                process._supervise(setup.fds.pop())
         if setup.ended is not None:
             process._take(setup.ended)
         if prepared.variant.hold:

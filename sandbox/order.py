@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypedDict
 
-from sandbox.arguments import StrOrBytesPath, process_name
+from sandbox.arguments import Fd, StrOrBytesPath, process_name
 from sandbox.plan import Plan
-from sandbox.streams import DEVNULL, Fd, Stream, Streams, check_stream, extra_fds
+from sandbox.streams import DEVNULL, Stream, Streams, check_stream, extra_fds
 from sandbox.template import environment
 
 Args: TypeAlias = Sequence[StrOrBytesPath]

@@ -234,7 +234,7 @@ class Owner:
         if not channel.send({"started": True}, given):
             raise EOFError
         # Closed here, the terminal hangs up when the client has gone; and its output is the client's to read.
-        process.close_streams()
+        process._close_streams()
         process.stdin = process.stdout = None
         said, status = outcome(process, wait(process, _Passed(channel), None), None)
         return [text[:4096] for text in said], status

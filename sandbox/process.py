@@ -102,7 +102,7 @@ class Process(ProcessControl, Generic[AnyStr]):
             if exchange is None and deadline is None and self._sandbox is None and unobserved:
                 # The end itself wakes us: who reads PID 1's word of it holds the end up.
                 reap(self._pidfd)
-                self.reaped = True
+                self._reaped = True
             elif not self._poll(deadline, exchange):
                 return False
             return self._collect(deadline)
@@ -133,7 +133,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                 if fd == self._pidfd:
                     ended = True
                 elif fd == denials_fd:
-                    if not self.answer():
+                    if not self._answer():
                         poller.unregister(fd)
                 elif exchange is not None and not exchange.ready(fd):
                     poller.unregister(fd)
@@ -143,7 +143,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                     exchange.rest()
                 return True
 
-    def answer_for(self, listener: int, observed: "Filter | None") -> None:
+    def _answer_for(self, listener: int, observed: "Filter | None") -> None:
         """Make the object that answers for the filter."""
         if observed is None:
             from sandbox.notify import Notifier
@@ -157,7 +157,7 @@ class Process(ProcessControl, Generic[AnyStr]):
     def _refused(self) -> "tuple[Denied, ...]":
         return () if self.denials is None else tuple(self.denials.seen)
 
-    def answer(self) -> bool:
+    def _answer(self) -> bool:
         """Refuse a call that waits in `denials`; False when none can come any more."""
         if self.denials is None or self.denials.closed:
             return False
@@ -222,23 +222,24 @@ class Process(ProcessControl, Generic[AnyStr]):
                 except BlockingIOError:
                     readable(self._control.fileno(), None)
                     continue
-                if record is not None and record.type == R_FD and self.supervise is not None:
+                if record is not None and record.type == R_FD and self._supervise is not None:
                     # Execve itself may be what the filter asks about: the caller has to answer.
-                    self.supervise(record.fds[0])
+                    self._supervise(record.fds[0])
                     return
                 if record is not None and record.type == R_STARTED:
                     return
                 self._take(record)
         self._told()
 
-    def communicate(
-        self, input: AnyStr | None = None, timeout: float | None = None
-    ) -> tuple[AnyStr | None, AnyStr | None]:
+    def communicate(self, input: AnyStr | None = None, timeout: float | None = None) -> tuple[AnyStr, AnyStr]:
         """Send input, read all output, wait for the end; after TimeoutExpired it may be called again.
 
         Args:
             input: For a stdin that is a pipe.
             timeout: Seconds.
+
+        Returns:
+            What stdout and stderr said; None for one that is no pipe, which the type does not say, as in typeshed.
 
         Raises:
             TimeoutExpired: It still runs; nothing was killed. The error has what was said until then.
@@ -248,7 +249,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         exchange = cast(Exchange, self._talk)
         out, err = exchange.output()
         self._told()
-        self.close_streams()
+        self._close_streams()
         return decoded(out, self._decode), decoded(err, self._decode)
 
     def _converse(self, input: AnyStr | None, deadline: float | None, timeout: float | None) -> None:
@@ -272,13 +273,13 @@ class Process(ProcessControl, Generic[AnyStr]):
             encoding = getattr(self.stdin, "encoding", None) or "utf-8"
             data = input.encode(encoding, getattr(self.stdin, "errors", None) or "strict")
         if self.terminal is None or self.terminal.closed:
-            return Exchange(self.stdin, self.stdout, self.stderr, data, self.budget)
+            return Exchange(self.stdin, self.stdout, self.stderr, data, self._budget)
         from sandbox.terminal import end_of_input
 
         # Input is typed, and then the character that ends it. A descriptor of its own: its end is not the terminal's.
         data = bytes(data or b"")
         typed = io.FileIO(fcntl.fcntl(self.terminal.fileno(), fcntl.F_DUPFD_CLOEXEC, 3), "w")
-        return Exchange(typed, self.terminal, None, data + end_of_input(self.terminal.fileno(), data), self.budget)
+        return Exchange(typed, self.terminal, None, data + end_of_input(self.terminal.fileno(), data), self._budget)
 
     def result(self, timeout: float | None = None) -> Result[AnyStr]:
         """Wait for the end and return the whole result, as a future does.
@@ -306,7 +307,7 @@ class Process(ProcessControl, Generic[AnyStr]):
             self.kill()
             return self.result()
 
-    def finish(self, input: bytes | None, timeout: float | None, decode: Callable[[bytes], Any] | None) -> Result[Any]:
+    def _finish(self, input: bytes | None, timeout: float | None, decode: Callable[[bytes], Any] | None) -> Result[Any]:
         """Run to the end, as subprocess.run does, and close.
 
         Raises:
@@ -317,7 +318,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                 self._await_end(None)
                 self._told()
                 return self._made(None, None)
-            exchange = self._talk = Exchange(self.stdin, self.stdout, self.stderr, input, self.budget)
+            exchange = self._talk = Exchange(self.stdin, self.stdout, self.stderr, input, self._budget)
             in_time = self._await_end(deadline_of(timeout), exchange)
             if not in_time:
                 self._cause = Reason.TIMEOUT
@@ -348,7 +349,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                 return error
         return None
 
-    def close_streams(self) -> None:
+    def _close_streams(self) -> None:
         """Close the caller's ends of the pipes."""
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
@@ -364,20 +365,20 @@ class Process(ProcessControl, Generic[AnyStr]):
             return
         if not self._detached and self._pidfd >= 0 and self._look() is None:
             self.kill()
-        self.close_streams()
+        self._close_streams()
         for supervised in (self.notifier, self.denials):
             if supervised is not None:
                 supervised.close()
         if not self._detached:
             self._close_pidfd()
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """End what could not be made whole, waiting for it."""
         self.close()
 
     def _let_go(self) -> None:
         """Close the copies of descriptors that this fork of the owner has."""
-        self.close_streams()
+        self._close_streams()
         control, self._control = self._control, None
         if control is not None:
             control.close()
@@ -397,7 +398,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                 self._cancel(error)
                 self.kill()
             lost = self._close_stdin()
-            self.close_streams()
+            self._close_streams()
             if self._pidfd >= 0:
                 self._await_end(None)
             self.close()

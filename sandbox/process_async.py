@@ -94,13 +94,13 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             # The garbage of all threads is collected by any of them, and a loop is touched by its own alone.
             if self.returncode is None:
                 self._signal_init()
-            self._loop.call_soon_threadsafe(self.abandon)
+            self._loop.call_soon_threadsafe(self._abandon)
         else:
-            self.abandon()
+            self._abandon()
 
     # ── the end ──
 
-    def watch(self) -> None:
+    def _watch(self) -> None:
         """Have the loop tell the end."""
         if self.returncode is not None:
             self._end.set_result(None)
@@ -119,14 +119,14 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         if self.returncode is not None and not self._end.done():
             self._end.set_result(None)
 
-    def note_end(self) -> None:
+    def _note_end(self) -> None:
         """Take what PID 1 said at its end, and wake who waits."""
         self._unwatch()
         self._collect()
         if not self._end.done():
             self._end.set_result(None)
 
-    async def ended(self) -> None:
+    async def _until_ended(self) -> None:
         """Wait for the end, whatever it was."""
         if not self._end.done():
             self._check_loop()
@@ -141,13 +141,13 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         cancelled: asyncio.CancelledError | None = None
         while not self._end.done():
             try:
-                await self.ended()
+                await self._until_ended()
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
             raise cancelled
 
-    def answer_for(self, listener: int, observed: "Filter | None") -> None:
+    def _answer_for(self, listener: int, observed: "Filter | None") -> None:
         """Make the object that answers for the filter; with `observe()` it refuses from now on."""
         if observed is None:
             from sandbox.notify import Notifier_async
@@ -168,7 +168,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         """Wait for the end and return the exit code; being cancelled kills nothing."""
         if self.returncode is None:
             self._check()
-        await self.ended()
+        await self._until_ended()
         return self._told()
 
     def kill(self) -> None:
@@ -280,7 +280,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
 
     # ── streams ──
 
-    async def connect(self, streams: "Streams", limit: int) -> None:
+    async def _take_pipes(self, streams: "Streams", limit: int) -> None:
         """Make asyncio's streams of the caller's ends."""
         parent, streams.parent = streams.parent, {}
         if self.terminal is not None:
@@ -307,14 +307,14 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
                 typing = Typing(loop, file, protocol)
                 self._transports.append(typing)
                 return asyncio.StreamWriter(typing, protocol, None, loop)
-            transport, protocol = await loop.connect_write_pipe(lambda: Output(reader, loop, self.budget), file)
+            transport, protocol = await loop.connect_write_pipe(lambda: Output(reader, loop, self._budget), file)
             self._transports.append(transport)
             return asyncio.StreamWriter(transport, protocol, None, loop)
-        transport, _ = await loop.connect_read_pipe(lambda: Output(reader, loop, self.budget), file)
+        transport, _ = await loop.connect_read_pipe(lambda: Output(reader, loop, self._budget), file)
         self._transports.append(transport)
         return reader
 
-    async def finish(
+    async def _finish(
         self,
         streams: "Streams",
         input: bytes | None,
@@ -329,7 +329,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         parent, streams.parent = streams.parent, {}
         files = {name: io.FileIO(fd, "w" if name == "stdin" else "r") for name, fd in parent.items()}
         self._raw = list(files.values())
-        talk = Exchange(files.get("stdin"), files.get("stdout"), files.get("stderr"), input, self.budget)
+        talk = Exchange(files.get("stdin"), files.get("stdout"), files.get("stderr"), input, self._budget)
         loop = self._loop
         try:
             try:
@@ -371,7 +371,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
 
     # ── closing ──
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """End what could not be made whole, waiting for it."""
         if self._look() is None:
             self._signal_init()
@@ -437,7 +437,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             pidfd = super().detach()
         except BaseException:
             if watched and self.returncode is None:
-                self.watch()
+                self._watch()
             raise
         os.set_blocking(pidfd, True)  # libuv has made it non-blocking
         return pidfd
@@ -456,7 +456,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             else:
                 # As Popen does: who writes when nobody reads any more is told so, and does not wait for ever.
                 self._close_streams()
-                await self.ended()
+                await self._until_ended()
         except BaseException as interrupted:
             self._cancel(interrupted)
             raise
@@ -469,7 +469,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
 def _on_end(reference: "weakref.ref[Process_async]") -> None:
     process = reference()
     if process is not None:
-        process.note_end()
+        process._note_end()
 
 
 async def run_setup(setup: "Setup", slots: list[int]) -> None:

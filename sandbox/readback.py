@@ -16,11 +16,11 @@ from sandbox.errors import UnsupportedError
 from sandbox.facts import count_landlock_layers
 from sandbox.primitives.landlock import landlock_abi
 from sandbox.primitives.process import PR_GET_DUMPABLE, PR_GET_SECUREBITS, prctl
-from sandbox.result import Enforced
+from sandbox.result import CapabilitySet, Enforced
 
 __all__ = ["count_landlock_layers", "read_enforced"]
 
-_CAPABILITY_LINES: Final = {
+_CAPABILITY_LINES: Final[Mapping[CapabilitySet, str]] = {
     "effective": "CapEff",
     "permitted": "CapPrm",
     "inheritable": "CapInh",

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 from sandbox.compiler import Layers
 from sandbox.limits import RLIMITS
-from sandbox.result import Enforced, Usage
+from sandbox.result import CapabilitySet, Enforced, Usage
 
 RECORD_SIZE: Final = 1024
 MAX_PAYLOADS: Final = 32
@@ -21,8 +21,8 @@ _MAX_GROUPS, _NO_LIMIT = 176, 2**64 - 1
 _USAGE = Struct("<10q")
 R_INIT, R_FAILED, R_HELD, R_STARTED, R_ENDED, R_FD, R_REFUSED, R_MAP_IDS = range(1, 9)
 Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN, Q_SIGNAL, Q_PIDFD, Q_JOINED, Q_MAPPED = range(64, 73)
-_SETS: Final = ("effective", "permitted", "inheritable", "bounding", "ambient")
-_NO_CAPABILITIES: Final[Mapping[str, frozenset[str]]] = dict.fromkeys(_SETS, frozenset())
+_SETS: Final[tuple[CapabilitySet, ...]] = ("effective", "permitted", "inheritable", "bounding", "ambient")
+_NO_CAPABILITIES: Final[Mapping[CapabilitySet, frozenset[str]]] = dict.fromkeys(_SETS, frozenset())
 
 
 class Record(NamedTuple):

@@ -4,13 +4,15 @@ import enum
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, AnyStr, cast
+from typing import TYPE_CHECKING, Any, AnyStr, Literal, TypeAlias, cast
 
 from sandbox.errors import CalledProcessError
 
 if TYPE_CHECKING:
     from sandbox.denials import Denied
     from sandbox.readback import Mount
+
+CapabilitySet: TypeAlias = Literal["effective", "permitted", "inheritable", "bounding", "ambient"]
 
 
 class Reason(enum.StrEnum):
@@ -87,7 +89,7 @@ class Enforced:
     uid: int = -1
     gid: int = -1
     groups: tuple[int, ...] = ()
-    capabilities: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    capabilities: Mapping[CapabilitySet, frozenset[str]] = field(default_factory=dict)
     securebits: int = 0
     no_new_privs: bool = False
     dumpable: bool = False

@@ -136,7 +136,7 @@ class Runner:
         stdout, stderr = _captured(capture_output, stdout, stderr)
         stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
         process = self._open(args, stdin, stdout, stderr, 0, None, options, attended=False)
-        result = process.finish(data, timeout, decoder(encoding, errors) if is_text else None)
+        result = process._finish(data, timeout, decoder(encoding, errors) if is_text else None)
         if check:
             result.check_returncode()
         return result
@@ -198,7 +198,7 @@ class Runner:
         stdout, stderr = _captured(capture_output, stdout, stderr)
         stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
         process, streams = await self._open_async(args, stdin, stdout, stderr, options, attended=False)
-        result = await process.finish(streams, data, timeout, decoder(encoding, errors) if is_text else None)
+        result = await process._finish(streams, data, timeout, decoder(encoding, errors) if is_text else None)
         if check:
             result.check_returncode()
         return result
@@ -227,8 +227,8 @@ class Runner:
         for name, fd in streams.parent.items():
             reads = name != "stdin"
             file: Any = (
-                LimitedFile(fd, process.budget)
-                if reads and process.budget is not None
+                LimitedFile(fd, process._budget)
+                if reads and process._budget is not None
                 else io.FileIO(fd, "r" if reads else "w")
             )
             if bufsize:
@@ -266,30 +266,26 @@ class Runner:
         args: Args,
         *,
         limit: int = 65536,
-        stdin: Stream = DEVNULL,
-        stdout: Stream = None,
-        stderr: Stream = None,
-        **options: Any,
+        **options: Unpack[PopenOptions],
     ) -> "Process_async":
         """Start a command as `popen` does, without blocking the loop; streams are asyncio's, and of bytes.
 
         Args:
             args: Program and arguments.
             limit: Of the buffers of stdout and stderr, in bytes, as in `asyncio.create_subprocess_exec`.
-            stdin: A descriptor, a file, PIPE, DEVNULL (the default) or None: the caller's.
-            stdout: Likewise; the caller's when left out.
-            stderr: Likewise, or STDOUT.
-            **options: As in `popen`.
+            **options: stdin, stdout, stderr and the others, as in `popen`.
 
         Raises:
             SetupError: It could not be launched; the payload never ran, and nothing is left.
         """
+        given: dict[str, Any] = dict(options)
         for name in ("text", "encoding", "errors", "universal_newlines"):
-            if options.get(name):
+            if given.get(name):
                 raise ValueError(f"{name} is not for popen_async: its streams are of bytes, as asyncio's")
-        process, streams = await self._open_async(args, stdin, stdout, stderr, options)
+        stdin, stdout, stderr = given.pop("stdin", DEVNULL), given.pop("stdout", None), given.pop("stderr", None)
+        process, streams = await self._open_async(args, stdin, stdout, stderr, given)
         try:
-            await process.connect(streams, limit)
+            await process._take_pipes(streams, limit)
         except BaseException:
             await process.aclose()
             raise

@@ -4,7 +4,9 @@ import fcntl
 import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, Any, Final, Protocol, TypeAlias
+from typing import IO, Any, Final, TypeAlias
+
+from sandbox.arguments import Fd, HasFileno
 
 PIPE: Final = subprocess.PIPE
 STDOUT: Final = subprocess.STDOUT
@@ -12,15 +14,6 @@ DEVNULL: Final = subprocess.DEVNULL
 _WORDS: Final = frozenset({PIPE, DEVNULL, STDOUT})
 
 
-class HasFileno(Protocol):
-    """Anything that stands for a descriptor."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        ...
-
-
-Fd: TypeAlias = int | HasFileno
 Stream: TypeAlias = int | HasFileno | IO[Any] | None
 
 

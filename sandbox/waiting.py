@@ -51,7 +51,7 @@ def _wait(waited: list[P], deadline: float | None) -> set[P]:
             if isinstance(one, ProcessControl):
                 continue
             owner = next(p for p in waited if isinstance(p, Process) and p.denials is one)
-            if not owner.answer():
+            if not owner._answer():
                 poller.unregister(fd)
         ended = {by_fd[fd] for fd, _ in ready if isinstance(by_fd[fd], ProcessControl)}
         if ended:
@@ -115,7 +115,7 @@ async def _end_of(loop: Any, process: ProcessControl) -> None:
     from sandbox.process_async import Process_async
 
     if isinstance(process, Process_async):
-        await process.ended()
+        await process._until_ended()
         return
     # Of the sync face, which no loop watches. A loop has one callback for each number, and another task may wait, too.
     ended = loop.create_future()
@@ -125,7 +125,7 @@ async def _end_of(loop: Any, process: ProcessControl) -> None:
         if isinstance(process, Process) and process.denials is not None and not process.denials.closed:
             # What a filter refuses is refused by whoever waits.
             fds.append(os.dup(process.denials.fileno()))
-            loop.add_reader(fds[1], lambda: process.answer() or loop.remove_reader(fds[1]))
+            loop.add_reader(fds[1], lambda: process._answer() or loop.remove_reader(fds[1]))
         await ended
     finally:
         for fd in fds:

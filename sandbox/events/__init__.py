@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sandbox.events.recursive_inotify import *
     from sandbox.events.signalfd import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.timerfd import *
+    from sandbox.notify import Notifier as Notifier, Notifier_async as Notifier_async
     from sandbox.primitives.fanotify import *  # the constants: mypy loses those that come through two of these
     from sandbox.primitives.inotify import *
 
@@ -38,6 +39,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "signalfd": ("Signalfd", "SignalfdEvent", "SignalfdFlags", "Signalfd_async", "signum_to_signame"),
     "pressure": ("Pressure", "PressureEvent", "Pressure_async"),
     "timerfd": ("TimerVal", "Timerfd", "TimerfdFlags", "TimerfdSettimeFlags", "Timerfd_async"),
+    ".notify": ("Notifier", "Notifier_async"),  # it needs filters, too, and is above this package
 }
 # Constants are looked up in the module of their kind.
 _PREFIXES = {
@@ -59,7 +61,7 @@ def __getattr__(name: str) -> object:
     module = _MODULE_OF.get(name) or _PREFIXES.get(name.partition("_")[0])
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{module}"), name)
+    value = getattr(import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value
 

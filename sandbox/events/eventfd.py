@@ -131,6 +131,7 @@ class Eventfd_async(EventLike_async[int]):  # noqa: N801  # Butter's name
     Args:
         value: First value of the counter, 0 to 2**32 - 1.
         semaphore: An event is always 1, and takes 1 off the counter.
+        nonblock: Accepted for the same call as `Eventfd`; a twin never blocks.
         maxsize: How many events are held at most; 0 means no limit. The counter is read only when somebody
             waits.
 
@@ -139,7 +140,14 @@ class Eventfd_async(EventLike_async[int]):  # noqa: N801  # Butter's name
         OSError: EMFILE or ENFILE (no descriptor left).
     """
 
-    def __init__(self, value: int = 0, *, semaphore: bool = False, maxsize: int = 0) -> None:
+    def __init__(
+        self,
+        value: int = 0,
+        *,
+        semaphore: bool = False,
+        nonblock: bool = False,  # noqa: ARG002  # for the same call as Eventfd
+        maxsize: int = 0,
+    ) -> None:
         super().__init__(Eventfd(value, semaphore=semaphore, nonblock=True), maxsize)
 
     increment = of_source(Eventfd.increment)

@@ -152,6 +152,7 @@ class Pidfd_async(EventLike_async[PidfdEvent]):  # noqa: N801  # named as the ot
 
     Args:
         pid: The process, 1 or more.
+        nonblock: Accepted for the same call as `Pidfd`; a twin never blocks.
         thread: `pid` is a thread's id, and its end is the event.
         reap: False leaves a child as it is for who waits for it otherwise.
         maxsize: As for the other twins; there is one event only.
@@ -163,7 +164,15 @@ class Pidfd_async(EventLike_async[PidfdEvent]):  # noqa: N801  # named as the ot
 
     _source: Pidfd
 
-    def __init__(self, pid: int, *, thread: bool = False, reap: bool = True, maxsize: int = 0) -> None:
+    def __init__(
+        self,
+        pid: int,
+        *,
+        nonblock: bool = False,  # noqa: ARG002  # for the same call as Pidfd
+        thread: bool = False,
+        reap: bool = True,
+        maxsize: int = 0,
+    ) -> None:
         super().__init__(Pidfd(pid, nonblock=True, thread=thread, reap=reap), maxsize)
 
     @property

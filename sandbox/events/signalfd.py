@@ -260,6 +260,7 @@ class Signalfd_async(EventLike_async[SignalfdEvent]):  # noqa: N801  # Butter's 
 
     Args:
         signals: A signal number or an iterable of them, 1 to 64.
+        nonblock: Accepted for the same call as `Signalfd`; a twin never blocks.
         block: Block them in the calling thread until `close`; False where the caller has done so.
         maxsize: How many events are held at most; 0 means no limit.
 
@@ -271,7 +272,14 @@ class Signalfd_async(EventLike_async[SignalfdEvent]):  # noqa: N801  # Butter's 
 
     _source: Signalfd
 
-    def __init__(self, signals: int | Iterable[int] = (), *, block: bool = True, maxsize: int = 0) -> None:
+    def __init__(
+        self,
+        signals: int | Iterable[int] = (),
+        *,
+        nonblock: bool = False,  # noqa: ARG002  # for the same call as Signalfd
+        block: bool = True,
+        maxsize: int = 0,
+    ) -> None:
         super().__init__(Signalfd(signals, nonblock=True, block=block), maxsize)
 
     enable = of_source(Signalfd.enable)

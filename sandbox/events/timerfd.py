@@ -252,6 +252,7 @@ class Timerfd_async(EventLike_async[int]):  # noqa: N801  # Butter's name
     Args:
         value: When it expires; None leaves it disarmed.
         clock: As for `Timerfd`.
+        nonblock: Accepted for the same call as `Timerfd`; a twin never blocks.
         maxsize: How many events are held at most; 0 means no limit. The timer is read only when somebody
             waits.
 
@@ -261,7 +262,14 @@ class Timerfd_async(EventLike_async[int]):  # noqa: N801  # Butter's name
             EMFILE or ENFILE (no descriptor left).
     """
 
-    def __init__(self, value: TimerVal | None = None, *, clock: int = CLOCK_MONOTONIC, maxsize: int = 0) -> None:
+    def __init__(
+        self,
+        value: TimerVal | None = None,
+        *,
+        clock: int = CLOCK_MONOTONIC,
+        nonblock: bool = False,  # noqa: ARG002  # for the same call as Timerfd
+        maxsize: int = 0,
+    ) -> None:
         super().__init__(Timerfd(value, clock=clock, nonblock=True), maxsize)
 
     set = of_source(Timerfd.set)

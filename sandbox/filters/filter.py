@@ -17,7 +17,7 @@ from sandbox.filters.table import ARCHES, AUDIT, X32_BIT, Arch, calls, machine, 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from sandbox.filters.oci import StrOrBytesPath
+    from sandbox.arguments import StrOrBytesPath
 
 _EPERM: Final = Errno("EPERM")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from sandbox.arguments import StrOrBytesPath
 from sandbox.errors import FilterError
 from sandbox.filters.actions import Action, Allow, Errno, Kill, KillThread, Log, Notify, Trace, Trap, decode, strictness
 from sandbox.filters.compiler import compile_rules, order_arches
@@ -18,8 +19,6 @@ from sandbox.filters.presets import capability_set
 from sandbox.filters.ranges import Masked, Ranges, complement, smallest, union
 from sandbox.filters.rules import Rule, Verdict, verdicts
 from sandbox.filters.table import FAMILIES, MULTIPLEXED, Arch, calls
-
-StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _ARCHES: Final[Mapping[str, Arch]] = {
     "SCMP_ARCH_X86_64": "x86_64",

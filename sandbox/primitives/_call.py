@@ -1,20 +1,8 @@
 """What every primitive needs: the check of a result, and arguments made exact before the call."""
 
 import os
-from typing import Protocol, TypeAlias
 
-StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-
-
-class HasFileno(Protocol):
-    """Anything that stands for a descriptor: files, sockets, event objects."""
-
-    def fileno(self) -> int:
-        """Return the file descriptor."""
-        ...
-
-
-Fd: TypeAlias = int | HasFileno
+from sandbox.arguments import Fd as Fd, HasFileno as HasFileno, StrOrBytesPath as StrOrBytesPath
 
 
 def check(result: int, filename: StrOrBytesPath | None = None, filename2: StrOrBytesPath | None = None) -> int:

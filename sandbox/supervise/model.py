@@ -2,24 +2,15 @@
 
 import enum
 import math
-import os
 import signal as _signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+
+from sandbox.arguments import HasFileno, StrOrBytesPath
 
 if TYPE_CHECKING:
     from sandbox import Result, Sandbox
-
-StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-
-
-class HasFileno(Protocol):
-    """Anything that stands for a descriptor."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        ...
 
 
 def seconds(value: Any, name: str, *, least: float = 0.0) -> float:

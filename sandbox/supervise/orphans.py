@@ -10,8 +10,8 @@ from sandbox.supervise.protocol import stat_fields
 
 
 class _Loop(Protocol):
-    def watch(self, fd: int, ready: Callable[[], None]) -> None: ...
-    def unwatch(self, fd: int) -> None: ...
+    def _watch(self, fd: int, ready: Callable[[], None]) -> None: ...
+    def _unwatch(self, fd: int) -> None: ...
 
 
 class Orphans:
@@ -60,12 +60,12 @@ class Orphans:
             pidfd.close()  # it has become somebody else
             return
         self._dying[pid] = pidfd
-        self._loop.watch(pidfd.fileno(), lambda: self._ended(pid))
+        self._loop._watch(pidfd.fileno(), lambda: self._ended(pid))
 
     def _ended(self, pid: int) -> None:
         pidfd = self._dying[pid]
         if pidfd.read_events():  # reaps it
-            self._loop.unwatch(pidfd.fileno())
+            self._loop._unwatch(pidfd.fileno())
             del self._dying[pid]
             pidfd.close()
             self._look()  # its children are ours now

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from sandbox.supervise.model import StrOrBytesPath
+from sandbox.arguments import StrOrBytesPath
 
 MAX_LINE: Final = 1 << 16  # bytes that are held for a line without an end
 _READ: Final = 1 << 16

@@ -7,11 +7,9 @@ import secrets
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-from sandbox.supervise.model import HasFileno
-
-Fd: TypeAlias = int | HasFileno
+from sandbox.arguments import Fd
 
 LISTEN_FDS_START: Final = 3
 MAX_MESSAGE: Final = 4096

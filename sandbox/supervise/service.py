@@ -29,21 +29,21 @@ log = logging.getLogger("sandbox.supervise")
 class Loop(Protocol):
     """Who calls when a descriptor is ready."""
 
-    machine: Machine
+    _machine: Machine
 
-    def now(self) -> float:
+    def _now(self) -> float:
         """Return the time of the machine."""
         ...
 
-    def watch(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
+    def _watch(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
         """Call a function whenever a descriptor is ready."""
         ...
 
-    def unwatch(self, fd: int) -> None:
+    def _unwatch(self, fd: int) -> None:
         """Do so no more; before the descriptor is closed."""
         ...
 
-    def lost(self, session: int, marker: bytes) -> None:
+    def _lost(self, session: int, marker: bytes) -> None:
         """PID 1 of a service is gone, and what it had below it is now below this process."""
         ...
 
@@ -70,13 +70,13 @@ class Service:
 
     def launch(self) -> None:
         """Start the command and tell the machine."""
-        machine, name = self._loop.machine, self.name
+        machine, name = self._loop._machine, self.name
         theirs: list[int] = []
         try:
             process = self._start(theirs)
         except (SandboxError, OSError, ValueError) as error:
             self._let_go()
-            machine.exited(name, _not_launched(self.definition.args, error), self._loop.now())
+            machine.exited(name, _not_launched(self.definition.args, error), self._loop._now())
             return
         except BaseException:
             self._let_go()
@@ -85,15 +85,15 @@ class Service:
             for fd in theirs:
                 os.close(fd)
         self._process = process
-        self._loop.watch(process.fileno(), self._may_have_ended)
+        self._loop._watch(process.fileno(), self._may_have_ended)
         if process.denials is not None:
             self._denials = process.denials.fileno()
-            self._loop.watch(self._denials, self._answer)
+            self._loop._watch(self._denials, self._answer)
         try:
             self._pid = process.pid
         except ProcessLookupError:  # it was quick
             self._pid = 0
-        machine.started(name, self._pid, self._loop.now())
+        machine.started(name, self._pid, self._loop._now())
 
     def _start(self, theirs: list[int]) -> Process[bytes]:
         """Launch; `theirs` gets what is to be closed when that is done, the rest is noted in this object."""
@@ -110,7 +110,7 @@ class Service:
             self._ready, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             os.set_blocking(write_end, True)
             theirs.append(write_end)
-            self._loop.watch(self._ready, self._ready_readable)
+            self._loop._watch(self._ready, self._ready_readable)
             number = ready.number if ready.number is not None else max(fds, default=2) + 1
             if number in fds:
                 raise ValueError(f"Ready.fd({number}) is the number of a stored descriptor: they follow the sockets")
@@ -129,7 +129,7 @@ class Service:
         assert definition.plain is not None
         if definition.notifies:
             self._notify, extra["NOTIFY_SOCKET"] = protocol.abstract_socket()
-            self._loop.watch(self._notify.fileno(), self._notified)
+            self._loop._watch(self._notify.fileno(), self._notified)
         extra["SANDBOX_SERVICE"] = self.marker
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         theirs.append(null)
@@ -158,7 +158,7 @@ class Service:
         try:
             if folder is not None:
                 self._notify = protocol.file_socket(path)
-                self._loop.watch(self._notify.fileno(), self._notified)
+                self._loop._watch(self._notify.fileno(), self._notified)
             options: dict[str, Any] = {}
             if definition.env is not None or extra:
                 options["env"] = {**(definition.inside_env if definition.env is None else definition.env), **extra}
@@ -175,13 +175,13 @@ class Service:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 self._listen(os.dup(stream.fileno()))
-        process.close_streams()
+        process._close_streams()
         return process
 
     def _listen(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._streams[fd] = Lines()
-        self._loop.watch(fd, lambda: self._read(fd))
+        self._loop._watch(fd, lambda: self._read(fd))
 
     # ── what the machine asks for ──
 
@@ -209,7 +209,7 @@ class Service:
                 well, why = bool(ready.check()), "its check says no"
             except Exception as error:  # noqa: BLE001  # the caller's function; it is told in the status
                 well, why = False, f"its check failed: {error!r}"
-            self._loop.machine.probed(self.name, well, why, self._loop.now())
+            self._loop._machine.probed(self.name, well, why, self._loop._now())
         elif ready.address is not None:
             self._connect(ready.address)
 
@@ -252,8 +252,8 @@ class Service:
         session = self._pid
         self._let_go()
         if orphaned:
-            self._loop.lost(session, f"SANDBOX_SERVICE={self.marker}".encode())
-        self._loop.machine.exited(self.name, result, self._loop.now())
+            self._loop._lost(session, f"SANDBOX_SERVICE={self.marker}".encode())
+        self._loop._machine.exited(self.name, result, self._loop._now())
 
     def _let_go(self) -> None:
         """Close what belongs to one launch."""
@@ -262,33 +262,33 @@ class Service:
             rest = lines.rest()
             if rest:
                 self._write(rest + b"\n")
-            loop.unwatch(fd)
+            loop._unwatch(fd)
             os.close(fd)
         self._streams.clear()
         if self._notify is not None:
-            loop.unwatch(self._notify.fileno())
+            loop._unwatch(self._notify.fileno())
             self._notify.close()
             self._notify = None
         self._close_ready()
         self._close_probe()
         if process is not None:
             if self._denials >= 0:
-                loop.unwatch(self._denials)
+                loop._unwatch(self._denials)
                 self._denials = -1
-            loop.unwatch(process.fileno())
+            loop._unwatch(process.fileno())
             process.close()
             self._process = None
         self._pid = 0
 
     def _answer(self) -> None:
-        if self._process is not None and not self._process.answer():
-            self._loop.unwatch(self._denials)
+        if self._process is not None and not self._process._answer():
+            self._loop._unwatch(self._denials)
             self._denials = -1
 
     def _read(self, fd: int) -> None:
         while (data := read_some(fd)) is not None:
             if not data:
-                self._loop.unwatch(fd)
+                self._loop._unwatch(fd)
                 rest = self._streams.pop(fd).rest()
                 os.close(fd)
                 if rest:
@@ -315,13 +315,13 @@ class Service:
         # Its end closes it, too, and may be heard of before: the kernel says so in the flags of the process.
         fields = None if written else protocol.stat_fields(self._pid)
         if written or (fields is not None and not int(fields[6]) & _PF_EXITING and fields[0] not in {b"Z", b"X"}):
-            self._loop.machine.ready(self.name, self._loop.now())
+            self._loop._machine.ready(self.name, self._loop._now())
         if not written:  # otherwise it stays: who writes twice must not die of a broken pipe
             self._close_ready()
 
     def _close_ready(self) -> None:
         if self._ready >= 0:
-            self._loop.unwatch(self._ready)
+            self._loop._unwatch(self._ready)
             os.close(self._ready)
             self._ready = -1
 
@@ -331,12 +331,12 @@ class Service:
         try:
             probe = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         except OSError as error:
-            self._loop.machine.probed(self.name, False, f"no probe: {error}", self._loop.now())
+            self._loop._machine.probed(self.name, False, f"no probe: {error}", self._loop._now())
             return
         self._probe = probe
         error_number = probe.connect_ex(address)
         if error_number == errno.EINPROGRESS:
-            self._loop.watch(probe.fileno(), self._connected, select.EPOLLOUT)
+            self._loop._watch(probe.fileno(), self._connected, select.EPOLLOUT)
         else:
             self._close_probe()
             self._asked(address, error_number)
@@ -350,11 +350,11 @@ class Service:
 
     def _asked(self, address: tuple[str, int], error_number: int) -> None:
         why = f"{address[0]} port {address[1]}: {os.strerror(error_number)}"
-        self._loop.machine.probed(self.name, error_number == 0, why, self._loop.now())
+        self._loop._machine.probed(self.name, error_number == 0, why, self._loop._now())
 
     def _close_probe(self) -> None:
         if self._probe is not None:
-            self._loop.unwatch(self._probe.fileno())
+            self._loop._unwatch(self._probe.fileno())
             self._probe.close()
             self._probe = None
 
@@ -383,7 +383,7 @@ class Service:
 
     def _take(self, message: "Message") -> tuple[int, ...]:
         """Do what a message says; return the descriptors that are kept."""
-        machine, name, now, said = self._loop.machine, self.name, self._loop.now(), message.fields
+        machine, name, now, said = self._loop._machine, self.name, self._loop._now(), message.fields
         if "STATUS" in said:
             machine.says(name, said["STATUS"])
         if "WATCHDOG_USEC" in said and (every := protocol.microseconds(said["WATCHDOG_USEC"])) is not None:

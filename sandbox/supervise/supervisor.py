@@ -38,7 +38,7 @@ class Supervisor:
     """
 
     def __init__(self) -> None:
-        self.machine = Machine(time.time)
+        self._machine = Machine(time.time)
         self._owner = os.getpid()
         self._services: dict[str, Service] = {}
         self._events: list[ServiceEvent] = []
@@ -55,8 +55,8 @@ class Supervisor:
             self._epoll = made.enter_context(select.epoll())
             self._wake = made.enter_context(Eventfd(nonblock=True))
             self._timer = made.enter_context(Timerfd(nonblock=True))
-            self.watch(self._wake.fileno(), self._woken)
-            self.watch(self._timer.fileno(), self._expired)
+            self._watch(self._wake.fileno(), self._woken)
+            self._watch(self._timer.fileno(), self._expired)
             made.pop_all()
 
     # ── the services ──
@@ -93,7 +93,7 @@ class Supervisor:
         self._check()
         definition = Definition(args, options)
         try:
-            self.machine.add(check_name(name), definition.settings, self.now())
+            self._machine.add(check_name(name), definition.settings, self._now())
         except BaseException:
             definition.close()
             raise
@@ -113,7 +113,7 @@ class Supervisor:
         definition = Definition(args, options)
         service = self._services.get(name)
         try:
-            self.machine.replace(name, definition.settings, self.now())
+            self._machine.replace(name, definition.settings, self._now())
         except BaseException:
             definition.close()
             raise
@@ -131,7 +131,7 @@ class Supervisor:
             ValueError: There is no such service, or another comes after it.
         """
         self._check()
-        self.machine.remove(name, self.now())
+        self._machine.remove(name, self._now())
         self._watches.set(name, ())
         self._nudge()
 
@@ -142,7 +142,7 @@ class Supervisor:
             ValueError: There is no such service.
         """
         self._check()
-        self.machine.restart(name, self.now())
+        self._machine.restart(name, self._now())
         self._nudge()
 
     def reload(self, name: str) -> None:
@@ -152,12 +152,12 @@ class Supervisor:
             ValueError: There is no such service.
         """
         self._check()
-        self.machine.reload(name, self.now())
+        self._machine.reload(name, self._now())
         self._nudge()
 
     def status(self) -> Mapping[str, ServiceStatus]:
         """Return how all services are, by name; `sandbox.supervise.table(status)` makes a table of it."""
-        return self.machine.status()
+        return self._machine.status()
 
     # ── driving it ──
 
@@ -174,7 +174,7 @@ class Supervisor:
         with self._signals():
             while not self.finished:
                 self.step(None)
-        return int(self.machine.gave_up)
+        return int(self._machine.gave_up)
 
     async def run_async(self) -> int:
         """Do as `run`, in an asyncio loop. Cancelled, it stops all services first; cancelled again, it kills them.
@@ -186,7 +186,7 @@ class Supervisor:
         with self._signals():
             async for _ in self._drive():
                 pass
-        return int(self.machine.gave_up)
+        return int(self._machine.gave_up)
 
     def events(self) -> Iterator[ServiceEvent]:
         """Start all services and yield what happens, until none runs any more; signals are left to the caller."""
@@ -248,7 +248,7 @@ class Supervisor:
     @property
     def finished(self) -> bool:
         """Whether nothing runs any more, and nothing is about to."""
-        return self.machine.finished and not self._orphans and not self._stop_asked and not self._signals_came
+        return self._machine.finished and not self._orphans and not self._stop_asked and not self._signals_came
 
     def close(self) -> None:
         """Kill what still runs, and close everything; does nothing the second time."""
@@ -310,21 +310,21 @@ class Supervisor:
 
     # ── for the parts ──
 
-    def now(self) -> float:
+    def _now(self) -> float:
         """Return the time of the machine: setting the clock does not move it."""
         return time.monotonic()
 
-    def watch(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
+    def _watch(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
         """Call a function whenever a descriptor is ready."""
         self._epoll.register(fd, events)
         self._ready[fd] = ready
 
-    def unwatch(self, fd: int) -> None:
+    def _unwatch(self, fd: int) -> None:
         """Do so no more; before the descriptor is closed: a copy of it elsewhere would keep it in the epoll."""
         if self._ready.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def lost(self, session: int, marker: bytes) -> None:
+    def _lost(self, session: int, marker: bytes) -> None:
         """PID 1 of a plain service was killed: what it had below it has come to this process."""
         self._orphans.sweep(session, marker)
 
@@ -343,7 +343,7 @@ class Supervisor:
             self._adopts = bool(prctl.prctl(prctl.PR_GET_CHILD_SUBREAPER))
             if not self._adopts:
                 prctl.prctl(prctl.PR_SET_CHILD_SUBREAPER, 1)
-        self.machine.begin(self.now())
+        self._machine.begin(self._now())
 
     def _nudge(self) -> None:
         """Make `fileno()` readable: there is something to do."""
@@ -363,17 +363,17 @@ class Supervisor:
 
     def _perform(self) -> None:
         """Do all that is to be done now, and set the timer for what comes next."""
-        machine = self.machine
+        machine = self._machine
         if self._stop_asked:
             self._stop_asked = False
-            machine.stop(self.now())
+            machine.stop(self._now())
         while self._signals_came:
             self._signal(self._signals_came.popleft())
-        machine.tick(self.now())
+        machine.tick(self._now())
         while machine.busy:
             for action in machine.take():
                 self._do(action)
-            machine.tick(self.now())
+            machine.tick(self._now())
         at = machine.deadline()
         if at != self._armed:
             self._timer.set(None if at is None else TimerVal().at(max(at, 0.0)))
@@ -405,7 +405,7 @@ class Supervisor:
         self._events.append(event)
 
     def _signals(self) -> Signals:
-        return Signals(self.watch, self.unwatch, self._signal_came)
+        return Signals(self._watch, self._unwatch, self._signal_came)
 
     def _signal_came(self, number: int) -> None:
         # Maybe in a signal handler: noted, and done by the loop.
@@ -413,13 +413,13 @@ class Supervisor:
         self._nudge()
 
     def _signal(self, number: int) -> None:
-        now = self.now()
+        now = self._now()
         if number == signal.SIGHUP:
             self._hangup()
-        elif self.machine.stops:
-            self.machine.kill(now)
+        elif self._machine.stops:
+            self._machine.kill(now)
         else:
-            self.machine.stop(now)
+            self._machine.stop(now)
 
     def _hangup(self) -> None:
         for name in list(self._services):
@@ -428,7 +428,7 @@ class Supervisor:
     def _reload_if_it_says_how(self, name: str) -> None:
         definition = self._services[name].definition
         if definition.settings.reload is not None or definition.watch:
-            self.machine.reload(name, self.now())
+            self._machine.reload(name, self._now())
 
     async def _drive(self) -> AsyncIterator[ServiceEvent]:
         """Step whenever there is something to do, until nothing runs; cancelled, stop everything first."""
@@ -453,7 +453,7 @@ class Supervisor:
                     if cancelled is None:
                         self.stop()
                     else:
-                        self.machine.kill(self.now())
+                        self._machine.kill(self._now())
                     cancelled = error
         finally:
             loop.remove_reader(fd)

@@ -15,11 +15,11 @@ log = logging.getLogger("sandbox.supervise")
 
 
 class _Loop(Protocol):
-    machine: Machine
+    _machine: Machine
 
-    def now(self) -> float: ...
-    def watch(self, fd: int, ready: Callable[[], None]) -> None: ...
-    def unwatch(self, fd: int) -> None: ...
+    def _now(self) -> float: ...
+    def _watch(self, fd: int, ready: Callable[[], None]) -> None: ...
+    def _unwatch(self, fd: int) -> None: ...
 
 
 class Watches:
@@ -46,7 +46,7 @@ class Watches:
     def _add(self, folder: str) -> None:
         if self._inotify is None:
             self._inotify = Inotify(nonblock=True)
-            self._loop.watch(self._inotify.fileno(), self._read)
+            self._loop._watch(self._inotify.fileno(), self._read)
         try:
             self._folders[folder] = self._inotify.watch(folder, _FOLDER | InotifyMask.ONLYDIR)
         except OSError as error:
@@ -54,7 +54,7 @@ class Watches:
 
     def _read(self) -> None:
         assert self._inotify is not None
-        now = self._loop.now()
+        now = self._loop._now()
         folders = {wd: folder for folder, wd in self._folders.items()}
         for event in self._inotify.read_events():
             folder = folders.get(event.wd)
@@ -64,13 +64,13 @@ class Watches:
                     if event.wd < 0 or (
                         where == folder and (name is None or (name == event.name and event.mask & _FILE))
                     ):
-                        self._loop.machine.changed(service, now)
+                        self._loop._machine.changed(service, now)
             if folder is not None and event.ignored_event:
                 self._folders.pop(folder, None)  # the directory is gone
 
     def close(self) -> None:
         """Give up the descriptor."""
         if self._inotify is not None:
-            self._loop.unwatch(self._inotify.fileno())
+            self._loop._unwatch(self._inotify.fileno())
             self._inotify.close()
             self._inotify = None

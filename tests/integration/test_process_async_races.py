@@ -269,7 +269,7 @@ def test_garbage_collected_by_another_thread_is_ended_by_its_loop(run, unraisabl
         pid = process.init_pid
         kept = [process]
         closed_by = []
-        abandon = type(process).abandon
+        abandon = type(process)._abandon
 
         def noted(self):
             closed_by.append(threading.get_ident())
@@ -277,7 +277,7 @@ def test_garbage_collected_by_another_thread_is_ended_by_its_loop(run, unraisabl
 
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
-            patch.setattr(type(process), "abandon", noted)
+            patch.setattr(type(process), "_abandon", noted)
             del process
             await asyncio.get_running_loop().run_in_executor(None, kept.clear)
             while not closed_by:

@@ -568,10 +568,10 @@ def test_watched_directory_ignores_its_other_files(tmp_path):
         until(supervisor, ServiceReady)
         (tmp_path / "other").write_text("2")
         supervisor.step(0.2)
-        assert "reload" not in supervisor.machine._services["a"].timers
+        assert "reload" not in supervisor._machine._services["a"].timers
         config.write_text("2")
         supervisor.step(5.0)
-        assert "reload" in supervisor.machine._services["a"].timers
+        assert "reload" in supervisor._machine._services["a"].timers
 
 
 def test_reload_without_a_signal_restarts():
