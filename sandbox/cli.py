@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
     if not words or words[0] in {"-h", "--help", "help"}:
         from sandbox import help_text
 
@@ -71,9 +73,10 @@ def _main(words: list[str]) -> int:
 
         return cli_supervise.main(words[1:])
     if words[0] == "completion":
-        from sandbox import completion
+        from sandbox import completion, help_text
 
-        _print(completion.made_for(words[1:]))
+        asked = words[1:2] in (["-h"], ["--help"])
+        _print(help_text.completion(sys.stdout) if asked else completion.made_for(words[1:]))
         return 0
     subcommand = _subcommand(words[0])
     draft = parse(subcommand, words[1:])
@@ -93,13 +96,11 @@ def _subcommand(word: str) -> Subcommand:
     for subcommand in SUBCOMMANDS:
         if word == subcommand:
             return subcommand
+    from sandbox import suggestions
     from sandbox.completion import COMMANDS
 
-    known = " or sandbox ".join(COMMANDS)
-    raise OptionError(
-        f"there is no {'option' if word.startswith('-') else 'subcommand'} {word}\n"
-        f"  hint: it is sandbox {known}; to run a program: sandbox run -- {word}"
-    )
+    kind = "option" if word.startswith("-") else "subcommand"
+    raise OptionError(f"there is no {kind} {word}\n  hint: {suggestions.for_subcommand(word, COMMANDS)}")
 
 
 def _plan(draft: Draft) -> int:
@@ -204,8 +205,11 @@ def _print(text: str, stream: Any = None) -> None:
     stream = sys.stdout if stream is None else stream
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     stream.reconfigure(errors="surrogateescape")
-    stream.write(text)
-    stream.flush()
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _open_standard_streams() -> None:

@@ -186,5 +186,7 @@ def denials(denied: Iterable[Denied]) -> str:
     allowed = dict.fromkeys(one for one, *_ in kinds if not one.startswith("syscall_"))
     if allowed:
         words = ", ".join(f'"{name}"' for name in allowed)
-        lines.append(f"  hint: .allow({words}) of a Filter would let the command make them")
+        lines.append(
+            f"  hint: --seccomp FILE takes a filter that allows them; in Python Filter.default().allow({words})"
+        )
     return "\n".join(lines)

@@ -1,12 +1,14 @@
 """What the command `sandbox` says when something is wrong, in the words of the command line."""
 
 import errno
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from sandbox.attendance import FAILED, TIMED_OUT
 from sandbox.errors import SandboxError, SetupError, UnsupportedError
+from sandbox.options import options_of
 from sandbox.result import Reason
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def outcome(process: "Process[Any]", status: int | None, timeout: float | None) 
         return said, status
     result = process.result()
     if result.reason not in {Reason.EXITED, Reason.SIGNALED}:
-        said.append(result.detail)
+        said.append(_as_options(result.detail))
     if result.reason is Reason.INIT_DIED:
         return said, FAILED
     if result.reason is Reason.TIMEOUT:
@@ -61,7 +63,7 @@ def failure(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and not isinstance(error, SandboxError):
         what = f"{error.filename}: " if error.filename is not None else ""
         return f"{what}{error.strerror or error}", FAILED
-    return str(error), FAILED
+    return _as_options(str(error)), FAILED
 
 
 def complain(text: str) -> None:
@@ -95,17 +97,44 @@ def _setup_text(error: SetupError) -> str:
 
 def _as_options(text: str) -> str:
     """Say in the words of the command line what a message says in those of the builder."""
+    for said, option in _PHRASES:
+        text = text.replace(said, option)
+    text = re.sub(r"\.?\blimit\(([a-z_]+)=((?:[^()]|\([^()]*\))*)\)", _limit_option, text)
+    return re.sub(rf"(\.|\b)([a-z_]+)\(((?:{_QUOTED}|[^\")])*)\)(?=(\.[a-z])?)", _option, text, flags=re.DOTALL)
 
-    def option(match: re.Match[str]) -> str:
-        words = re.findall(r'"((?:[^"\\]|\\.)*)"', match[2])
-        return f"--{match[1].replace('_', '-')} {':'.join(words)}".rstrip()
 
-    text = re.sub(r'\.([a-z_]+)\(((?:"(?:[^"\\]|\\.)*"|[^")])*)\)', option, text)
-    text = re.sub(r"\.?limit\(([a-z_]+)=((?:[^()]|\([^()]*\))*)\)", _limit_option, text)
-    text = text.replace("pass optional=True", "append :optional (SRC:DST:optional)")
-    return text.replace("user(host_root=True)", "--host-root")
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
+_PHRASES: Final = (
+    ("pass optional=True", "append :optional (SRC:DST:optional)"),
+    ("user(host_root=True)", "--host-root"),
+    ("say owner=0 if", "append :owner=0 (SRC:DST:owner=0) if"),
+    ("owner=UID for somebody else, or bind_readonly()", ":owner=UID for somebody else, or use --bind-readonly"),
+    ("best_effort=True leaves out", "--landlock best-effort leaves out"),
+)
+# Methods that a message may name without a dot before them; of the others some are system calls, too.
+_WITHOUT_DOT: Final = frozenset({"bind", "bind_readonly", "share", "network", "observe", "nesting"})
+
+
+def _option(match: re.Match[str]) -> str:
+    dot, name, arguments, following = match.groups()
+    option = f"--{name.replace('_', '-')}"
+    if option not in options_of("run") or not (dot == "." or name in _WITHOUT_DOT):
+        return match[0]
+    words = [re.sub(r"\\(.)", r"\1", one[1:-1], flags=re.DOTALL) for one in re.findall(_QUOTED, arguments, re.DOTALL)]
+    if ":" in options_of("run")[option].value:
+        words = [re.sub(r"[:\\]", r"\\\g<0>", one) for one in words]
+    return f"{option} {_for_a_shell(':'.join(words))}".rstrip() + (" " if following else "")
+
+
+def _for_a_shell(text: str) -> str:
+    import shlex
+
+    if not text:
+        return ""
+    return shlex.quote(text) if text.isprintable() else f"${repr(os.fsencode(text))[1:]}"
 
 
 def _limit_option(match: re.Match[str]) -> str:
     weak = " with --best-effort" if "best_effort" in match[2] else ""
-    return f"--{match[1].replace('_', '-')}{weak}"
+    value = f" {match[2]}" if re.fullmatch(r"[\d.]+\w?", match[2]) and match[2] != "..." else ""
+    return f"--{match[1].replace('_', '-')}{value}{weak}"

@@ -114,6 +114,17 @@ about it. Each thing is tried in a process that is thrown away.
   may be missing.
 """
 
+COMPLETION: Final = """\
+Print what makes a shell complete the words of this command.
+
+**usage:** sandbox completion bash | zsh | fish
+
+**Examples**
+  sandbox completion bash > ~/.local/share/bash-completion/completions/sandbox
+  sandbox completion zsh > ~/.zfunc/_sandbox      with ~/.zfunc in fpath
+  sandbox completion fish > ~/.config/fish/completions/sandbox.fish
+"""
+
 SUPERVISE: Final = """\
 Run the services of a file: start them in order, watch them, start them again.
 
@@ -222,6 +233,11 @@ def doctor(stream: TextIO) -> str:
 def supervise(stream: TextIO) -> str:
     """Return the help of `sandbox supervise`, for a stream."""
     return _marked(SUPERVISE, _colours(stream))
+
+
+def completion(stream: TextIO) -> str:
+    """Return the help of `sandbox completion`, for a stream."""
+    return _marked(COMPLETION, _colours(stream))
 
 
 def _marked(text: str, colours: bool) -> str:

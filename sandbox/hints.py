@@ -121,11 +121,23 @@ OF_A_TERMINAL: Final[dict[int, str]] = {
 }
 # Of the paths in rules of Landlock.
 OF_A_RULE: Final[dict[int, str]] = {
-    e.ENOENT: "the path of a rule must exist inside of the sandbox; best_effort=True leaves out what is missing",
+    e.ENOENT: "the path of a rule must exist inside the sandbox; best_effort=True leaves out what is missing",
 }
 # Of the directory that is to be the root.
 OF_A_ROOT: Final[dict[int, str]] = {
     e.ENOENT: "the directory that is to be the root must exist on the host",
+}
+# Of what the default mounts in a root of the caller's, where no method of the builder asked for it.
+OF_A_TREE: Final[dict[int, str]] = {
+    e.ENOENT: (
+        "the tree that is the root needs the directories /proc, /dev and /tmp, for the mounts of the same names: make"
+        " them in it; nothing is created there for mounts, because that would be on the host"
+    ),
+}
+# Of the working directory.
+OF_A_CWD: Final[dict[int, str]] = {
+    e.ENOENT: "the working directory must exist inside: make it with .tmpfs(), .dir() or .bind()",
+    e.ENOTDIR: "the working directory must be a directory, and what stands there is a file",
 }
 # Of any call.
 OF_ANY: Final[dict[int, str]] = {
@@ -139,7 +151,7 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
     Args:
         call: Name of the system call or operation; "execve" and "launch" have arguments of their own.
         args: Its arguments; of execve: program, the sandbox's PATH, and the file that is there all the same, with its
-            beginning, or None.
+            beginning, or None; and the working directory.
         number: The errno.
         origin: The builder call that asked for it.
     """
@@ -156,11 +168,15 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         from sandbox.programs import why_not_found
 
         inside = cast("tuple[str, bytes] | None", args[2]) if len(args) > 2 else None
-        return why_not_found(str(args[0]), str(args[1]), inside)
+        return why_not_found(str(args[0]), str(args[1]), inside, str(args[3]) if len(args) > 3 else "/")
     if origin == "pty" and number in OF_A_TERMINAL:
         return OF_A_TERMINAL[number]
     if call == "openat" and origin == ".landlock()" and number in OF_A_RULE:
         return OF_A_RULE[number]
     if call == "open_tree" and origin.startswith(".rootfs(") and number in OF_A_ROOT:
         return OF_A_ROOT[number]
+    if call == "openat2" and origin.startswith((".cwd(", "cwd=")) and number in OF_A_CWD:
+        return OF_A_CWD[number]
+    if call == "openat2" and origin == "Sandbox()" and number in OF_A_TREE:
+        return OF_A_TREE[number]
     return BY_CALL.get((call, number)) or OF_ANY.get(number)

@@ -87,7 +87,7 @@ def tmpfs(draft: Draft, value: str) -> None:
         size, rest = "", words
     elif comma and not rest:
         raise OptionError("something must follow the comma")
-    said = flags(rest, ("mode=", "inodes=", "noexec"))
+    said = flags(rest, ("mode=", "inodes=", "noexec"), "SIZE (as 64M), ")
     draft.box = draft.box.tmpfs(
         target,
         size=size or None,
@@ -145,8 +145,11 @@ def symlink(draft: Draft, value: str) -> None:
 
 def user(draft: Draft, value: str) -> None:
     uid, colon, gid = value.partition(":")
-    draft.user["uid"] = number(uid, "UID")
-    draft.user["gid"] = number(gid, "GID") if colon else None
+    if "root" in {uid, gid}:
+        raise OptionError("takes numbers; root is 0")
+    ids: dict[str, Any] = {"uid": number(uid, "UID"), "gid": number(gid, "GID") if colon else None}
+    Sandbox().user(**ids)  # options about the user are one call; but what is wrong with this one is said of it
+    draft.user.update(ids)
 
 
 def id_ranges(draft: Draft, value: str) -> None:
@@ -263,7 +266,8 @@ def landlock(draft: Draft, value: str) -> None:
         return
     kind = word.replace("-", "_")
     if kind not in _LANDLOCK or not equals:
-        raise OptionError(f"takes KIND=VALUE,..., a kind being {', '.join(_LANDLOCK)}; or best-effort")
+        kinds = ", ".join(_LANDLOCK).replace("_", "-")
+        raise OptionError(f"takes KIND=VALUE,..., a kind being {kinds}; or best-effort")
     words: list[Any] = rest.split(",") if rest else []
     if kind.endswith(("_tcp", "_udp")):
         words = [number(one, "a port") for one in words]
@@ -271,7 +275,14 @@ def landlock(draft: Draft, value: str) -> None:
 
 
 def capabilities(which: Literal["keep", "ambient"]) -> Effect:
-    return lambda draft, value: draft.capabilities[which].extend(value.split(","))
+    def apply(draft: Draft, value: str) -> None:
+        from sandbox.capabilities import capability_mask
+
+        names = value.split(",")
+        capability_mask(names, "the list")
+        draft.capabilities[which].extend(names)
+
+    return apply
 
 
 def limit(name: str, read: Callable[[str], Any] = str) -> Effect:

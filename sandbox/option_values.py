@@ -45,14 +45,14 @@ def fields(text: str, most: int) -> list[str]:
     return parts + [""] * (most - len(parts))
 
 
-def flags(text: str, names: Sequence[str]) -> dict[str, str]:
-    """Read words between commas, some with a value."""
+def flags(text: str, names: Sequence[str], other: str = "") -> dict[str, str]:
+    """Read words between commas, some with a value; `other` is what else the caller takes."""
     found = {}
     for word in text.split(",") if text else ():
         name, equals, value = word.partition("=")
         if name + equals not in names:
             known = ", ".join(name + "..." if name.endswith("=") else name for name in names)
-            raise OptionError(f"{word!r} is none of {known}")
+            raise OptionError(f"{word!r} is none of {other}{known}")
         found[name] = value
     return found
 

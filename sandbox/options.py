@@ -3,6 +3,7 @@
 One table says it all: what an option is called, what it takes, what it does and how the help describes it.
 """
 
+import errno
 from collections.abc import Sequence
 from typing import Final, Literal, get_args
 
@@ -69,7 +70,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--tmpfs", "DST[:SIZE]", "an empty file system in memory", effects.tmpfs),
             Option("--file", "DST=TEXT", "a file with that text; DST=@FILE copies one", effects.file),
             Option("--file-fd", "FD:DST[:MODE]", "a file with what descriptor FD holds", effects.file_fd),
-            Option("--python", "", "the Python that runs this command", effects.calls_plainly("python")),
+            Option("--python", "", "the Python that runs sandbox, at its own path", effects.calls_plainly("python")),
             Option("--dir", "DST[:MODE]", "a directory", effects.directory),
             Option("--symlink", "TO:DST", "a link at DST, in the order of ln -s", effects.symlink),
             Option("--mask", "DST", "hide what is there", effects.calls("mask")),
@@ -95,8 +96,15 @@ GROUPS: Final[tuple[tuple[str, tuple[Option, ...]], ...]] = (
             Option("--hostname", "NAME", "host name", effects.calls("hostname")),
             Option("--domainname", "NAME", "NIS domain name", effects.calls("domainname")),
             Option("--network", "KIND", "none, loopback (the default) or host", effects.calls("network")),
-            Option("--share", "NS[,NS]", "keep the caller's namespaces of a kind", effects.calls("share", listed=True)),
-            Option("--unshare", "NS[,NS]", "make new ones, after all", effects.calls("unshare", listed=True)),
+            Option(
+                "--share",
+                "NS[,NS]",
+                "keep the caller's net, ipc, uts, pid, user ...",
+                effects.calls("share", listed=True),
+            ),
+            Option(
+                "--unshare", "NS[,NS]", "make new ones: time, or after --share", effects.calls("unshare", listed=True)
+            ),
             Option("--time-offset", "CLOCK=S,...", "move monotonic= or boottime= by S seconds", effects.clock),
             Option(
                 "--same-session", "", "stay in the session of the terminal", effects.calls_plainly("new_session", False)
@@ -181,7 +189,6 @@ def parse(subcommand: Subcommand, words: Sequence[str]) -> Draft | None:
 
     Raises:
         OptionError: It says something wrong.
-        OSError: A file that an option names cannot be read.
     """
     draft = Draft()
     draft.tty = subcommand == "shell"
@@ -234,7 +241,7 @@ def _read(subcommand: Subcommand, draft: Draft, words: Sequence[str]) -> Sequenc
         if not option.value and equals:
             raise OptionError(f"{name} takes no value")
         if option.value and not equals and not option.value.startswith("["):
-            if i == len(words):
+            if i == len(words) or words[i] == "--":
                 raise OptionError(f"{name} takes {option.value}, which is missing")
             value = words[i]
             i += 1
@@ -249,12 +256,25 @@ def _apply(option: Option, draft: Draft, value: str) -> None:
         hint = ""
         if ":" in value and ":" in option.value:
             hint = "\n  hint: a colon that belongs to a path is written \\:"
-        raise OptionError(f"{option.name} {value}: {error}{hint}") from error
+        raise OptionError(f"{option.name} {value or repr(value)}: {error}{hint}") from error
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename not in {None, value} else ""
+        hint = ""
+        if option.name == "--seccomp":
+            hint = f"\n  hint: it is none, {', '.join(_presets())}, or a file"
+        elif error.filename is None and error.errno == errno.ENOENT:
+            what = "the current directory has been removed: "
+        raise OptionError(f"{option.name} {value}: {what}{error.strerror or error}{hint}") from error
+
+
+def _presets() -> tuple[str, ...]:
+    from sandbox.filters.sources import PRESETS
+
+    return PRESETS
 
 
 def _unknown(name: str, subcommand: Subcommand, known: dict[str, Option]) -> str:
-    import difflib
+    from sandbox import suggestions
 
-    near = difflib.get_close_matches(name, known, 3, 0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"sandbox {subcommand} --help lists them"
+    hint = suggestions.for_option(name, known) or f"sandbox {subcommand} --help lists them"
     return f"there is no option {name}\n  hint: {hint}"

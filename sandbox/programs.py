@@ -48,34 +48,56 @@ def _remedy(path: str) -> str:
     return "make it visible with " + "".join(f'.bind_readonly("{folder}")' for folder in folders)
 
 
-def why_not_found(program: str, path: str, inside: tuple[str, bytes] | None = None) -> str:
+def _beginning(path: str) -> bytes:
+    try:
+        if not os.path.isfile(path):  # to open a pipe would wait
+            return b""
+        with open(path, "rb") as stream:
+            return stream.read(4096)
+    except OSError:
+        return b""
+
+
+def _without_interpreter(name: str, head: bytes) -> str:
+    interpreter = interpreter_of(head)
+    if interpreter is None:
+        return f"{name} is there, but not the interpreter or loader that runs it"
+    kind = "the interpreter of its first line" if head.startswith(b"#!") else "its dynamic loader"
+    text = f"{name} is there, but not {kind}, {interpreter!r}"
+    if interpreter.endswith("\r"):
+        return f"{text}: the line ends with a carriage return; save the script with Unix line ends"
+    if os.path.exists(interpreter):
+        return f"{text}; the host has it: {_remedy(interpreter)}"
+    return text
+
+
+def why_not_found(program: str, path: str, inside: tuple[str, bytes] | None = None, folder: str = "/") -> str:
     """Return why execve said ENOENT, and what to do.
 
     Args:
         program: As the caller named it.
         path: The sandbox's PATH.
         inside: The file that is there all the same, and its beginning.
+        folder: The sandbox's working directory.
     """
+    relative = "/" in program and not program.startswith("/")
     if inside is not None:
-        name, head = inside
-        interpreter = interpreter_of(head)
-        if interpreter is None:
-            return f"{name} is there, but not the interpreter or loader that runs it"
-        script = head.startswith(b"#!")
-        kind = "the interpreter of its first line" if script else "its dynamic loader"
-        text = f"{name} is there, but not {kind}, {interpreter!r}"
-        if interpreter.endswith("\r"):
-            return f"{text}: the line ends with a carriage return; save the script with Unix line ends"
-        if os.path.exists(interpreter):
-            return f"{text}; the host has it: {_remedy(interpreter)}"
-        return text
+        return _without_interpreter(*inside)
     if "/" not in program:
         found = shutil.which(program)
         where = f"no directory of the sandbox's PATH ({path}) has it"
     else:
         found = program if os.path.exists(program) else None
-        where = "there is no such file inside, or the interpreter of its first line is missing"
+        place = f"in the sandbox's working directory {folder}" if relative else "inside"
+        where = f"there is no such file {place}, or the interpreter of its first line is missing"
     if found is None:
         return where
+    if relative:
+        # Init looks at absolute names only. On the host it may be another file, but one that cannot run there either.
+        head = _beginning(found)
+        interpreter = interpreter_of(head)
+        if interpreter is not None and not os.path.exists(interpreter):
+            return f"{where}; on the host {_without_interpreter(found, head)}"
     by_path = "" if "/" in program else " and run it by its path"
-    return f"{where}; the host has {found}: {_remedy(found)}{by_path}"
+    here = f'.cwd("{os.getcwd()}")' if relative else ""
+    return f"{where}; the host has {found}: {_remedy(found)}{here}{by_path}"

@@ -47,7 +47,8 @@ def failed(record: Record, plan: Plan, command: Command, stage: int) -> SetupErr
         inside = None
         if 0 < which <= len(command.candidates):
             inside, text = (os.fsdecode(command.candidates[which - 1]), record.body[:size]), ""
-        hint = hint_for("execve", (program, os.fsdecode(path), inside), record.error)
+        folder = next((str(one.args[1]) for segment in plan.segments for one in segment if one.name == "cwd"), "/")
+        hint = hint_for("execve", (program, os.fsdecode(path), inside, folder), record.error)
         filename: str | None = program
     else:
         call, hint = str(step), hint_for(step.call, step.args, record.error, step.origin)

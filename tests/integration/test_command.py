@@ -76,6 +76,31 @@ def test_run_missing_source_is_125_and_names_the_option() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cwd", "/nowhere", "true"], "hint: the working directory must exist inside: make it with --tmpfs, --dir"),
+        (["--rootfs", "/usr/share/doc", "sh"], "hint: the tree that is the root needs the directories /proc, /dev"),
+        (["./no-such"], "hint: there is no such file in the sandbox's working directory /tmp"),
+    ],
+)
+def test_run_hint_speaks_of_what_was_meant(words: list[str], said: str) -> None:
+    assert said in complaint(sandbox("run", *words))
+
+
+@pytest.mark.parametrize("words", [["run"], ["doctor"], ["supervise"], ["list"], ["completion"]])
+def test_help_may_come_first(words: list[str]) -> None:
+    asked = sandbox(*words, "--help")
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout == sandbox("help", *words).stdout
+
+
+def test_output_that_cannot_be_written_is_named() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "run", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (125, "sandbox: standard output: No space left on device\n") == (done.returncode, done.stderr)
+
+
 def test_run_optional_missing_source_is_skipped() -> None:
     assert sandbox("run", "--bind", "/no/such/source:/x:optional", "true").returncode == 0
 

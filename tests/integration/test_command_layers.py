@@ -48,7 +48,7 @@ def test_observe_says_at_the_end_what_was_refused():
     assert told == (
         "sandbox: the filter refused 2 calls:\n"
         "  unshare(): Operation not permitted (EPERM), 2 times\n"
-        '  hint: .allow("unshare") of a Filter would let the command make them\n'
+        '  hint: --seccomp FILE takes a filter that allows them; in Python Filter.default().allow("unshare")\n'
     )
     assert "" == run("--observe", "true").stderr
 

@@ -1,5 +1,6 @@
 """`sandbox shell` and `run --tty`: driven in tmux, and on terminals that nobody reads."""
 
+import contextlib
 import os
 import select
 import signal
@@ -303,6 +304,9 @@ def wait_until_full(fd: int) -> None:
         while select.select([], [writable], [], 0)[1]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        with contextlib.suppress(BlockingIOError):  # it says so while a little would still fit
+            while True:
+                os.write(writable, b"x")
     finally:
         os.close(writable)
 

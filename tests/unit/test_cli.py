@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 
 import harness
@@ -15,7 +16,17 @@ from sandbox.errors import SetupError
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('.bind("/a b", "/c")', "--bind /a b:/c"),
+        ('.bind("/a b", "/c")', "--bind '/a b:/c'"),
+        ('.bind("/a:b", "/c\\\\d")', r"--bind '/a\:b:/c\\d'"),
+        ('.bind("/new\nline")', "--bind $'/new\\nline'"),
+        ('.bind("/\udcff")', "--bind $'/\\xff'"),
+        ('with .bind_readonly("/a").cwd("/b") and', "with --bind-readonly /a --cwd /b and"),
+        ("make it with .tmpfs(), .dir() or .bind()", "make it with --tmpfs, --dir or --bind"),
+        ('seccomp(SECCOMP_SET_MODE_FILTER) or share("pid")', "seccomp(SECCOMP_SET_MODE_FILTER) or --share pid"),
+        (".limit(cpuset=(99,)) is not available here", "--cpuset is not available here"),
+        ("killed after 1.00 seconds: limit(wall_time=1)", "killed after 1.00 seconds: --wall-time 1"),
+        ("say limit(memory=..., swap=...)", "say --memory"),
+        ('Filter.default().allow("unshare")', 'Filter.default().allow("unshare")'),
         ('.bind_readonly("/a")', "--bind-readonly /a"),
         ('.tmpfs("/x", size=5)', "--tmpfs /x"),
         ('make it visible with .bind_readonly("/opt/x")', "make it visible with --bind-readonly /opt/x"),
@@ -83,6 +94,21 @@ def test_open_standard_streams_opens_what_is_closed() -> None:
 def test_complaint_about_a_hostile_name_does_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     complaints.complain("/tmp/\x1b]52;c;QQ==\x07: no such file\n  hint: look\r")
     assert capsys.readouterr().err == "sandbox: /tmp/\\x1b]52;c;QQ==\\x07: no such file\n  hint: look\\r\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ls"], "no subcommand ls\n  hint: did you mean sandbox list\\? .*to run a program: sandbox run -- ls"),
+        (["frobnicate"], "hint: sandbox --help lists them"),
+        (["--verbose", "run"], "no option --verbose\n  hint: a subcommand comes first"),
+    ],
+)
+def test_unknown_subcommand_is_told_what_there_is(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attendance.FAILED == cli.main(words)
+    assert re.search(said, capsys.readouterr().err)
 
 
 class Terminal(io.TextIOWrapper):

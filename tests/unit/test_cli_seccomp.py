@@ -147,7 +147,7 @@ def test_denials_are_counted_by_kind():
         '  mount("/mnt"): Operation not permitted (EPERM), 2 times',
         "  socket(): Address family not supported by protocol (EAFNOSUPPORT)",
         "  syscall_999(): Operation not permitted (EPERM)",
-        '  hint: .allow("mount", "socket") of a Filter would let the command make them',
+        '  hint: --seccomp FILE takes a filter that allows them; in Python Filter.default().allow("mount", "socket")',
     ] == cli_seccomp.denials(
         [denied("mount", "/mnt"), denied("socket", None, 97), denied("mount", "/mnt"), denied("syscall_999")]
     ).splitlines()

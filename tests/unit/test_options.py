@@ -1,10 +1,13 @@
 """The options of the command line: each is a method of the builder, and their order is kept."""
 
 import io
+import os
+import re
+from pathlib import Path
 
 import pytest
 
-from sandbox import Filter, Sandbox, help_text, options
+from sandbox import Filter, Sandbox, help_text, options, suggestions
 from sandbox.option_values import OptionError, cut, fields, plain
 from sandbox.options import parse
 
@@ -178,6 +181,14 @@ def test_parse_format_belongs_to_plan_only() -> None:
     [
         ([], "what shall run"),
         (["--umask", "0"], "what shall run"),
+        (["--bind", "--", "ls"], r"--bind takes SRC\[:DST\], which is missing"),
+        (["--bind-ro", "/x", "true"], r"did you mean --bind or --bind-readonly\?"),
+        (["--net", "host", "true"], r"did you mean --network\?"),
+        (["--hel"], r"did you mean --help\?"),
+        (["--ro-bind", "/x", "/x", "true"], "here it is --bind-readonly SRC:DST"),
+        (["-it", "true"], "here it is --tty, or sandbox shell"),
+        (["--rm", "true"], "it is not needed: nothing is ever left"),
+        (["--frobnicate", "true"], "sandbox run --help lists them"),
         (["--bidn", "/x", "true"], "no option --bidn\n  hint: did you mean --bind"),
         (["--readonly-bind", "/x", "true"], "--bind-readonly"),
         (["-x", "true"], "no option -x"),
@@ -191,7 +202,7 @@ def test_parse_format_belongs_to_plan_only() -> None:
         (["--tmpfs", "/x:64Q", "true"], "size must be bytes"),
         (["--tmpfs", "/x:64M,", "true"], "comma"),
         (["--tmpfs", "/x:mode=9", "true"], "mode must be an octal number, got '9'"),
-        (["--tmpfs", "/x:fast", "true"], "'fast' is none of mode=..., inodes=..., noexec"),
+        (["--tmpfs", "/x:fast", "true"], r"'fast' is none of SIZE \(as 64M\), mode=..., inodes=..., noexec"),
         (["--proc=/p:subset=all", "true"], "subset must be"),
         (["--file", "/f", "true"], "DST=TEXT or DST=@FILE"),
         (["--file", "f=x", "true"], "absolute path"),
@@ -204,6 +215,13 @@ def test_parse_format_belongs_to_plan_only() -> None:
         (["--proc", "--empty", "true"], "must come first"),
         (["--user", "me", "true"], "UID must be a number, got 'me'"),
         (["--user", "1:", "true"], "GID must be a number"),
+        (["--user", "root", "true"], "--user root: takes numbers; root is 0"),
+        (["--user", str(1 << 32), "true"], "--user 4294967296: uid must be between"),
+        (["--cap", "sys_admi", "true"], "--cap sys_admi: .* did you mean CAP_SYS_ADMIN"),
+        (["--landlock", "read", "true"], "bind-tcp"),
+        (["--seccomp", "docke", "true"], "(?s)--seccomp docke: No such file.* strict, docker, or a file"),
+        (["--file", "/f=@/no/such/file", "true"], "--file /f=@/no/such/file: /no/such/file: No such file"),
+        (["--hostname", "", "true"], "--hostname '': name must have"),
         (["--user", "-1", "true"], "uid must be between"),
         (["--hostname", "x" * 65, "true"], "64 bytes"),
         (["--share", "network", "true"], "a namespace is one of user, pid, net"),
@@ -231,9 +249,24 @@ def test_parse_wrong_value_is_refused(words: list[str], message: str) -> None:
         parse("run", words)
 
 
-def test_parse_missing_host_file_is_an_oserror() -> None:
-    with pytest.raises(FileNotFoundError):
-        parse("run", ["--file", "/f=@/no/such/file", "true"])
+def test_parse_in_a_directory_that_was_removed_says_so(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    before = os.getcwd()
+    os.chdir(gone)
+    try:
+        gone.rmdir()
+        with pytest.raises(OptionError, match=r"--bind \.: the current directory has been removed"):
+            parse("run", ["--bind", ".", "true"])
+    finally:
+        os.chdir(before)
+
+
+def test_options_of_others_lead_to_ones_that_there_are() -> None:
+    known = options.options_of("run")
+    for name, answer in suggestions._ELSEWHERE.items():
+        assert name not in known
+        assert set(re.findall(r"--[a-z-]+", answer)) <= known.keys(), name
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])

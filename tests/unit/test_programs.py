@@ -1,5 +1,6 @@
 """Who runs a file, by its beginning: a hostile file is read without a crash."""
 
+import os
 import struct
 
 import pytest
@@ -59,3 +60,30 @@ def test_carriage_return_is_told():
 
 def test_name_of_a_hostile_file_is_escaped():
     assert "\033" not in why_not_found("/x", "", ("/x", b"#!/\033[31m\n"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def script(path, line):
+    path.write_text(f"#!{line}\n")
+    path.chmod(0o755)
+
+
+def test_relative_program_that_only_the_host_has_wants_the_directory_too(here):
+    script(here / "tool", "/bin/sh")
+    assert why_not_found("./tool", "", None, "/tmp").endswith(f'.bind_readonly("{here}").cwd("{here}")')
+
+
+@pytest.mark.parametrize(("line", "said"), [("/no/such", "'/no/such'"), ("/bin/sh\r", "carriage return")])
+def test_relative_program_is_judged_by_the_file_of_the_host(here, line, said):
+    script(here / "tool", line)
+    assert said in why_not_found("./tool", "", None, str(here))
+
+
+def test_relative_program_that_is_a_pipe_is_not_waited_for(here):
+    os.mkfifo(here / "tool")
+    assert "working directory /tmp" in why_not_found("./tool", "", None, "/tmp")
