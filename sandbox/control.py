@@ -103,6 +103,8 @@ class ProcessControl(Accounted):
         self._failure_told = False
         self._cancelled_by = ""  # the name of an exception
         self._killed = False
+        self._forced = False  # PID 1 was killed, too
+        self._unreported = False  # it ended without having told how
         self._pid: int | None = None
         self._owner = os.getpid()
         self._lock = threading.RLock()
@@ -142,8 +144,15 @@ class ProcessControl(Accounted):
         control, self._control = self._control, None
         if status is None:
             self._kill_inner()
-            returncode, self._reason = -signal.SIGKILL, Reason.INIT_DIED
-            self._detail = "PID 1 of the sandbox ended without a report: killed from outside, or out of memory"
+            returncode, self._unreported = -signal.SIGKILL, True
+            if self._forced:
+                self._reason = Reason.SIGNALED
+                self._detail = (
+                    "signal SIGKILL by the caller; PID 1 did not answer within 100 ms, and its counts are lost"
+                )
+            else:
+                self._reason = Reason.INIT_DIED
+                self._detail = "PID 1 of the sandbox ended without a report: killed from outside, or out of memory"
         else:
             returncode = os.waitstatus_to_exitcode(status)
             filtered = bool(self.enforced.seccomp_filters)
@@ -514,6 +523,7 @@ class ProcessControl(Accounted):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:  # it has just ended
             return
+        self._forced = True
 
     def _close_pidfd(self) -> None:
         """Close it, now or when the last thread that waits for it has seen the end."""

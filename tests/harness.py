@@ -284,9 +284,9 @@ def drop_kept() -> None:
 
 
 def footprint(settle: Footprint | None = None) -> Footprint:
-    """Look at what this process holds; with `settle`, wait up to 2 s for the end of what is ending."""
+    """Look at what this process holds; with `settle`, wait up to 10 s for the end of what is ending."""
     drop_kept()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10
     while True:
         with open("/proc/self/mountinfo") as stream:
             mounts = stream.read()

@@ -248,7 +248,7 @@ class Service:
             self._notified()
         for fd in list(self._streams):
             self._read(fd)
-        orphaned = result.reason == "init_died" and not self.definition.own_pids
+        orphaned = process._unreported and not self.definition.own_pids
         session = self._pid
         self._let_go()
         if orphaned:

@@ -425,11 +425,15 @@ def test_payload_that_is_pid_1_is_frozen_too(each_version):
     assert -signal.SIGKILL == process.returncode
 
 
-def test_kill_of_a_frozen_sandbox_ends_and_counts_it(sleeper):
-    sleeper.freeze()
-    sleeper.kill()
-    assert (-signal.SIGKILL, Reason.SIGNALED) == (sleeper.returncode, sleeper.result().reason)
-    assert sleeper.result().usage.max_rss > 0  # PID 1 was there to reap
+def test_kill_of_a_frozen_sandbox_ends_and_counts_it(each_version):
+    with Sandbox().limit(pids=20).popen(["sh", "-c", "echo; exec sleep 1000"], stdout=-1) as process:
+        process.stdout.readline()
+        process.freeze()
+        process.kill()
+        result = process.result()
+    assert (-signal.SIGKILL, Reason.SIGNALED) == (process.returncode, result.reason)
+    # PID 1 was there to reap, unless the host was so busy that it did not come to it in time.
+    assert result.usage.max_rss > 0 or "did not answer" in result.detail
 
 
 def test_vfork_parent_is_frozen_with_its_child(each_version):

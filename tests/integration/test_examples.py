@@ -178,7 +178,7 @@ def test_agent_of_hostile_code_survives(tmp_path):
         tmp_path,
         a_py="print('x' * (50 << 20))",
         b_py="import os\nfor i in range(40): os.truncate(os.open(f's{i}', os.O_CREAT | os.O_RDWR), 4 << 20)",
-        c_py="import os; os.kill(2, 9)",
+        c_py="import os, time; os.kill(2, 9); time.sleep(1000)",
     )
     done = example("agent", "a.py", "b.py", "--out", "out", cwd=tmp_path)
     step = json.loads(done.stdout.splitlines()[0])

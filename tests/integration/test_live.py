@@ -447,11 +447,13 @@ def test_status_is_right_although_the_caller_ignores_sigchld_or_waits_for_all():
     harness.in_child(reaping)
 
 
-def test_pid_1_that_is_stopped_is_told_of_and_killed():
+def test_pid_1_that_is_stopped_is_killed_and_the_result_says_that_it_counted_nothing():
     process = Sandbox().popen(["sleep", "1000"])
     os.kill(process.init_pid, signal.SIGSTOP)
     process.kill()
-    assert Reason.INIT_DIED == process.result().reason
+    result = process.result()
+    assert (Reason.SIGNALED, -signal.SIGKILL) == (result.reason, result.returncode)
+    assert "PID 1 did not answer" in result.detail
     process.close()
 
 
