@@ -142,6 +142,10 @@ OF_A_CWD: Final[dict[int, str]] = {
 # Of any call.
 OF_ANY: Final[dict[int, str]] = {
     e.ENOMEM: "no memory left for the kernel, or for the control group of the caller",
+    e.ETOOMANYREFS: (
+        "processes of this user have sent more descriptors over sockets than `ulimit -n` allows, and nobody has "
+        "received them; `grep scm_fds /proc/[0-9]*/fdinfo/*` shows where they wait"
+    ),
 }
 
 

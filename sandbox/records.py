@@ -19,6 +19,7 @@ _RECORD = Struct("<2I2iq")
 _IDENTITY = Struct("<8I5Q5Q")
 _MAX_GROUPS, _NO_LIMIT = 176, 2**64 - 1
 _USAGE = Struct("<10q")
+UNSENT: Final = -2  # step of R_REFUSED: descriptors that the kernel did not take
 R_INIT, R_FAILED, R_HELD, R_STARTED, R_ENDED, R_FD, R_REFUSED, R_MAP_IDS = range(1, 9)
 Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN, Q_SIGNAL, Q_PIDFD, Q_JOINED, Q_MAPPED = range(64, 73)
 _SETS: Final[tuple[CapabilitySet, ...]] = ("effective", "permitted", "inheritable", "bounding", "ambient")

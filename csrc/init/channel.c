@@ -86,8 +86,20 @@ int receive_record(int channel, struct record *record, int *fds, int room)
     return count;
 }
 
+/*
+ * A launcher that is gone is noticed by the loop, not here. But the kernel takes no descriptors while too
+ * many of this user's are on their way, and somebody waits for these: then the launcher is told that.
+ */
+void deliver(int channel, struct record *record, const int *fds, int count)
+{
+    int error = send_record(channel, record, fds, count);
+    struct record refused = {.type = R_REFUSED, .id = record->id, .step = UNSENT, .error = -error};
+
+    if (error < 0 && count > 0)
+        (void)send_record(channel, &refused, 0, 0);
+}
+
 void tell(struct record *record, const int *fds, int count)
 {
-    /* A launcher that is gone is noticed by the loop, not here. */
-    (void)send_record(control, record, fds, count);
+    deliver(control, record, fds, count);
 }

@@ -260,7 +260,7 @@ void introduce(int joins)
         pidfd[1] = (int)call2(__NR_pidfd_open, init_pid, 0);
     if (pidfd[0] < 0 || (watching && pidfd[1] < 0))
         quit(125);
-    (void)send_record(control, &record, pidfd, 1 + watching);
+    tell(&record, pidfd, 1 + watching);
     close_fd(&pidfd[0]);
     close_fd(&pidfd[1]);
 }

@@ -68,6 +68,7 @@ long write_proc(int proc, uint64_t pid, const char *name, const char *text, size
 int send_record(int channel, struct record *record, const int *fds, int count);
 int receive_record(int channel, struct record *record, int *fds, int room);
 
+void deliver(int channel, struct record *record, const int *fds, int count);
 void tell(struct record *record, const int *fds, int count);
 
 /* init.c */

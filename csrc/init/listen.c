@@ -24,7 +24,7 @@ static void sender(void)
         struct record record = {.type = R_FD, .value = TAG_LISTENER};
         /* The program may be executed only when somebody has answered; what was read back is known now. */
         record.body.identity = shared->identity;
-        send_record(plan->slot[SLOT_CONTROL], &record, &listener, 1);
+        deliver(plan->slot[SLOT_CONTROL], &record, &listener, 1);
         /* The payload must not answer its own questions. */
         call1(__NR_close, listener);
     }

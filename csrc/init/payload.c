@@ -138,7 +138,7 @@ void tell_payload(const struct payload *p, struct record *record, const int *fds
     if (p == &payloads[0])
         tell(record, fds, count);
     else
-        (void)send_record(p->channel, record, fds, count);
+        deliver(p->channel, record, fds, count);
 }
 
 /* The payload has executed its program, or has ended before: tell which. */

@@ -107,7 +107,7 @@ enum record_type {
     R_STARTED,   /* body: identity */
     R_ENDED,     /* value: wait status; error: ETIME when the time was up; body: end */
     R_FD,        /* value: tag; with the descriptor */
-    R_REFUSED,   /* error: a request that could not be served */
+    R_REFUSED,   /* error: a request that could not be served; step UNSENT: a record with descriptors */
     R_MAP_IDS,   /* value: a pid whose id maps the launcher has to write, and then says Q_MAPPED */
     Q_KILL = 64, /* kill everything, reap, report, exit */
     Q_RELEASE,   /* let the held payload go on */
@@ -146,6 +146,7 @@ struct end {
     struct identity identity;
 };
 
+enum { UNSENT = -2 };
 struct record {
     uint32_t type, id;
     int32_t step, error;

@@ -8,7 +8,7 @@ from sandbox.launch import Setup
 from sandbox.launch.native import seal, socketpair
 from sandbox.pidfds import pid_of
 from sandbox.plan import SLOTS, Command
-from sandbox.records import MAX_PAYLOADS, Q_SPAWN, R_REFUSED, Record, request
+from sandbox.records import MAX_PAYLOADS, Q_SPAWN, R_REFUSED, UNSENT, Record, request
 from sandbox.streams import close_all
 from sandbox.template import Template
 
@@ -54,7 +54,7 @@ class Entry(Setup):
 
     def failed(self, record: Record) -> SetupError:
         """Return the error that a record of failure stands for."""
-        if record.type == R_REFUSED:
+        if record.type == R_REFUSED and record.step != UNSENT:
             full = record.error == errno.EAGAIN
             return self._lost(
                 f"a sandbox runs at most {MAX_PAYLOADS} commands at a time: wait for one, or start another sandbox"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sandbox.errors import SetupError
 from sandbox.hints import hint_for
 from sandbox.plan import Command, Plan
-from sandbox.records import Record
+from sandbox.records import UNSENT, Record
 
 
 def explained(error: OSError) -> OSError:
@@ -29,6 +29,9 @@ def failed(record: Record, plan: Plan, command: Command, stage: int) -> SetupErr
     """
     steps = plan.steps
     text = record.body.split(b"\0", 1)[0].decode("utf-8", "replace")
+    if record.step == UNSENT:
+        hint = hint_for("sendmsg", (), record.error)
+        return SetupError(record.error, call="sendmsg, of a descriptor to the launcher", origin="launch", hint=hint)
     if not 0 <= record.step < len(steps):
         status = os.waitstatus_to_exitcode(record.value) if record.step == -1 else 0
         return SetupError(

@@ -1,5 +1,6 @@
 """Fixtures of the tests that meet the kernel."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -20,3 +21,11 @@ def tmp_path() -> Iterator[Path]:
     harness.give_away(path)
     yield path
     shutil.rmtree(path, ignore_errors=os.geteuid() != 0)
+
+
+@pytest.fixture
+def in_flight() -> Iterator[None]:
+    """Keep apart the tests that send many descriptors and those that may send only a few: the kernel counts by user."""
+    with open(os.path.join(harness.REPOSITORY, "pyproject.toml")) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

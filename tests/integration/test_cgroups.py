@@ -546,6 +546,7 @@ def test_step_of_the_control_group_that_fails_leaves_none(limits):
         assert [] == harness.own_cgroups()
 
 
+@pytest.mark.usefixtures("in_flight")
 def test_no_descriptor_left_at_any_moment_leaves_no_group():
     def check():
         import resource

@@ -525,6 +525,7 @@ def test_callers_umask_limits_and_directory_do_not_shape_the_root():
     harness.in_child(check)
 
 
+@pytest.mark.usefixtures("in_flight")
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48])
 def test_few_descriptors_are_enough_or_an_error_that_leaves_nothing(limit):
     def check():
@@ -552,6 +553,7 @@ def test_few_descriptors_are_enough_or_an_error_that_leaves_nothing(limit):
     harness.in_child(check)
 
 
+@pytest.mark.usefixtures("in_flight")
 def test_init_lives_with_a_low_limit_on_descriptors():
     def check():
         for fd in set(harness._descriptors()) - {0, 1, 2}:
@@ -563,6 +565,28 @@ def test_init_lives_with_a_low_limit_on_descriptors():
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             result = box.run(["/usr/bin/sh", "-c", "sleep 0.05; exit 3"])
             assert (3, Reason.EXITED) == (result.returncode, result.reason)
+
+    harness.in_child(check)
+
+
+@pytest.mark.usefixtures("in_flight")
+@pytest.mark.parametrize("box", [Sandbox(), Sandbox().observe()], ids=["plain", "with a listener"])
+def test_descriptors_that_nobody_receives_are_named_where_they_stop_a_launch(box):
+    def check():
+        limit = 60
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert 0 == box.run(["true"]).returncode
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            for _ in range(limit + 1):
+                socket.send_fds(ours, [b"x"], [0])
+            if os.geteuid() == 0:  # who may have more resources, may have these
+                assert 0 == box.run(["true"]).returncode
+                return
+            with pytest.raises(SetupError) as caught:
+                box.run(["true"])
+            assert (errno.ETOOMANYREFS, True) == (caught.value.errno, "scm_fds" in str(caught.value))
+        assert 0 == box.run(["true"]).returncode
 
     harness.in_child(check)
 
