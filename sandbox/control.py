@@ -495,6 +495,8 @@ class ProcessControl(Accounted):
         with self._lock:
             if self._waiting:
                 raise BusyError("another thread waits for this process, and could not see its end any more")
+            if self._group is not None:
+                self._group.mark()
             if self._control is not None:
                 # In order with the end of file that follows: PID 1 knows what that means.
                 self._control.send(request(Q_DETACH))
@@ -502,7 +504,7 @@ class ProcessControl(Accounted):
                 self._control = None
             self._detached = True
             if self._group is not None:
-                # Removed by whoever launches next, when it is empty.
+                # Removed when it is empty.
                 self._group.give_up()
             self._close_inner()
             pidfd, self._pidfd = self._pidfd, -1

@@ -22,6 +22,7 @@ _USAGE = Struct("<10q")
 UNSENT: Final = -2  # step of R_REFUSED: descriptors that the kernel did not take
 R_INIT, R_FAILED, R_HELD, R_STARTED, R_ENDED, R_FD, R_REFUSED, R_MAP_IDS = range(1, 9)
 Q_KILL, Q_RELEASE, Q_DETACH, Q_NAMESPACE, Q_SPAWN, Q_SIGNAL, Q_PIDFD, Q_JOINED, Q_MAPPED = range(64, 73)
+Q_PLACE, Q_LET_GO = range(73, 75)  # of the janitor
 _SETS: Final[tuple[CapabilitySet, ...]] = ("effective", "permitted", "inheritable", "bounding", "ambient")
 _NO_CAPABILITIES: Final[Mapping[CapabilitySet, frozenset[str]]] = dict.fromkeys(_SETS, frozenset())
 

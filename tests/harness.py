@@ -159,6 +159,16 @@ def delegate_cgroups() -> list[str]:
     return made
 
 
+def _members(path: str) -> str:
+    """Return the pids in a control group, and in the leaf that callers move into."""
+    found = ""
+    for group in (path, f"{path}/sandbox-callers"):
+        if os.path.isdir(group):
+            with open(f"{group}/cgroup.procs") as stream:
+                found += stream.read()
+    return found
+
+
 def remove_cgroups(pid: int) -> None:
     """Remove what `delegate_cgroups` of a child made, when that has ended, and say what was left in it."""
     left = []
@@ -166,6 +176,12 @@ def remove_cgroups(pid: int) -> None:
         path = os.path.join(place.path, f"test-of-sandbox-{pid}")
         if not os.path.isdir(path):
             continue
+        # The janitor of a caller is in the group of that, and ends a moment later, when it has removed the others.
+        deadline = time.monotonic() + 2
+        while os.stat(path).st_nlink > 2 + os.path.isdir(f"{path}/sandbox-callers") or _members(path):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
         for name in sorted(os.listdir(path)):
             below = os.path.join(path, name)
             if os.path.isdir(below):
@@ -270,11 +286,26 @@ def children() -> set[int]:
     return found
 
 
+def reap_janitors() -> None:
+    """Reap, as init would, what removed the control groups of callers that have ended: a subreaper gets them."""
+    for pid in children():
+        try:
+            with open(f"/proc/{pid}/stat") as stream:
+                text = stream.read()
+            if "(sandbox-janitor) Z" in text:
+                os.waitpid(pid, os.WNOHANG)
+        except (FileNotFoundError, ProcessLookupError, ChildProcessError):  # reaped meanwhile
+            continue
+
+
 def drop_kept() -> None:
     """Close the descriptors that the library keeps between launches, so that only a leak is left to be seen."""
     native, launcher = sys.modules.get("sandbox.launch.native"), sys.modules.get("sandbox.launcher")
     if native is None or launcher is None:
         return
+    janitor = sys.modules.get("sandbox.cgroups.janitor")
+    if janitor is not None:
+        janitor.reap_leaving()
     kept = [*launcher._trees._kept.values(), native._init_program._kept, native._lifeline and native._lifeline[1]]
     for one in kept:
         if one is not None:
@@ -290,6 +321,7 @@ def footprint(settle: Footprint | None = None) -> Footprint:
     while True:
         with open("/proc/self/mountinfo") as stream:
             mounts = stream.read()
+        reap_janitors()
         now = Footprint(_descriptors(), children(), mounts, own_cgroups())
         if settle is None or now == settle or time.monotonic() > deadline:
             return now

@@ -114,6 +114,9 @@ void end_watched(void);
 void serve(void);
 void serve_payload(struct payload *p);
 
+/* janitor.c */
+long watch_caller(const char *tag, int stays);
+
 /* listen.c */
 long install_listening(unsigned flags, const void *program);
 

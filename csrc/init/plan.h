@@ -57,6 +57,7 @@ enum native {
     OP_LISTEN_PID,  /* (envp): write this process's pid into LISTEN_PID=, where there is room for it */
     OP_USER_NAMESPACE, /* (proc fd, uid map, size, gid map, size): a user namespace with these maps; its fd */
     OP_AWAIT_MAPS,     /* (pid): let the launcher write the id maps of that process */
+    OP_WATCH_CALLER,   /* (tag, stays): the janitor; see janitor.c */
     NATIVE_END,
 };
 
@@ -119,6 +120,8 @@ enum record_type {
     Q_PIDFD,     /* the pidfd of payload `id`; answered by R_FD */
     Q_JOINED,    /* PID 1 is in the launcher's process group */
     Q_MAPPED,    /* the answer to R_MAP_IDS */
+    Q_PLACE,     /* of the janitor: with a directory that has the groups; value 1: SHARED in it has them */
+    Q_LET_GO,    /* of the janitor: look for groups that have the sticky bit */
 };
 
 enum { LIMITS = 5 }; /* cpu_time, file_size, stack, core, open_files: RLIMITS of sandbox/limits.py */

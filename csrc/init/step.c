@@ -375,6 +375,8 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
     }
     case OP_AWAIT_MAPS:
         return await_maps(plan->slot[SLOT_CONTROL], (long)a[0]);
+    case OP_WATCH_CALLER:
+        return data(a[0], 1) ? watch_caller((const char *)a[0], a[1] != 0) : -E_FAULT;
     case OP_SKIP:
         return -E_AGAIN;
     case OP_JOIN_CGROUP:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from sandbox.cgroups import files
 from sandbox.cgroups.group import INNER, PREFIX, Group, Part, drop_part, make_part, sweep
 from sandbox.cgroups.hierarchy import LEAF, Host, Place, find
+from sandbox.cgroups.janitor import attend
 from sandbox.errors import UnsupportedError
 from sandbox.limits import asks_group, shown
 
@@ -165,17 +166,21 @@ def make(chosen: Chosen, limits: "Limits", name: str = "") -> Group:
     """
     for attempt in range(3):
         number = next(_numbers)
-        full = f"{PREFIX}{_word(name)}-{os.getpid()}-{number}"
         parts: list[Part] = []
+        janitor = None
         try:
+            janitor = attend([place for place, _ in chosen.places])
+            full = f"{PREFIX}{_word(name)}{janitor.tag}{number}"
             for place, names in chosen.places:
                 if number % _SWEEP_EVERY == 1:
                     sweep(place)
                 parts.append(_part(place, names, limits, full))
-            return Group(full, parts)
+            return Group(full, parts, janitor)
         except BaseException as error:
             for part in parts:
                 drop_part(part)
+            if janitor is not None:
+                janitor.leave()
             # The name is taken, or what was found here before is gone: looked at anew.
             if isinstance(error, OSError) and error.errno in _AGAIN and attempt < 2:
                 _forget()

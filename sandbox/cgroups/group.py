@@ -16,13 +16,17 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sandbox.cgroups import files
 from sandbox.cgroups.hierarchy import LEAF, Place
 
+if TYPE_CHECKING:
+    from sandbox.cgroups.janitor import Janitor
+
 PREFIX: Final = "sandbox-"
 INNER: Final = "payload"
+LET_GO: Final = 0o1755  # mode of one that outlives its caller; csrc/init/janitor.c looks for it
 _BUSY: Final = {errno.EBUSY, errno.ENOTEMPTY}
 _UNLIMITED: Final = 1 << 62  # version 1 has a number for that, near 2**63
 _PATIENCE: Final = 10.0  # seconds until freezing, or the end of what was killed, counts as failed
@@ -92,6 +96,39 @@ def remove_directories(path: str, fd: int = -1) -> bool:
     return True
 
 
+def _clear(group: int) -> None:
+    """Remove what is below a group, the innermost first, as far as nothing is inside.
+
+    Whoever may mount in a sandbox may have made groups of its own, deeper than a path is long.
+    """
+    at = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=group)
+    depth, came_up = 0, False
+    try:
+        while True:
+            with os.scandir(at) as entries:
+                name = next((entry.name for entry in entries if entry.is_dir(follow_symlinks=False)), None)
+            if name is not None:
+                try:
+                    os.rmdir(name, dir_fd=at)
+                except OSError:
+                    if came_up:
+                        return
+                else:
+                    came_up = False
+                    continue
+            elif not depth:
+                return
+            # A group that is empty, and cannot be removed, comes up a second time.
+            came_up, depth = name is None, depth + (1 if name is not None else -1)
+            below = os.open(name or "..", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+    except FileNotFoundError:  # somebody else removes it
+        return
+    finally:
+        os.close(at)
+
+
 def drop_part(part: Part) -> None:
     """Remove a group that nothing has joined, and close its descriptors."""
     remove_directories(part.path, part.fd)
@@ -138,9 +175,10 @@ class Group:
         frozen: All in it stand, or are about to.
     """
 
-    def __init__(self, name: str, parts: list[Part]) -> None:
+    def __init__(self, name: str, parts: list[Part], janitor: "Janitor | None" = None) -> None:
         self.name = name
         self.parts = parts
+        self._janitor = janitor
         self._owner = os.getpid()
         self._open: list[int] = []
         self.frozen = False
@@ -416,7 +454,7 @@ class Group:
     def remove(self) -> bool:
         """Remove it with whatever is left in it; False when something could not be ended in 10 seconds.
 
-        What is left behind is removed by the next sandbox that is launched at the same place.
+        What is left behind is removed when this process has ended.
         """
         if self._owner != os.getpid():
             self._close()
@@ -430,6 +468,8 @@ class Group:
         return gone
 
     def _removed(self) -> bool:
+        for part in self.parts:
+            _clear(part.fd)
         left = [part for part in self.parts if not remove_directories(part.path, part.fd)]
         if left:
             self.kill()
@@ -439,16 +479,24 @@ class Group:
         self._close()
         return True
 
-    def _close(self) -> None:
+    def _close(self, *, let_go: bool = False) -> None:
         self.close_inner()
         parts, self.parts = self.parts, []
         for part in parts:
             os.close(part.fd)
             _drop_made(part.place)
+        janitor, self._janitor = self._janitor, None
+        if janitor is not None:
+            janitor.leave(let_go=let_go)
+
+    def mark(self) -> None:
+        """Mark it as one that is to outlive this process."""
+        for part in self.parts:
+            os.fchmod(part.fd, LET_GO)
 
     def give_up(self) -> None:
-        """Let it outlive this object: whoever launches next at the same place removes it when it is empty."""
-        self._close()
+        """Let it outlive this object: it is removed when it is empty."""
+        self._close(let_go=True)
 
     @staticmethod
     def _until_frozen(part: Part, deadline: float) -> bool:
