@@ -1,5 +1,6 @@
 """From what a `Sandbox` says to a launch: what was compiled of it, and root trees that are kept between launches."""
 
+import errno
 import os
 import sys
 from functools import partial
@@ -465,7 +466,11 @@ class Launcher:
         """Look at what ended a launch: facts of the host may have changed since the plan was compiled."""
         if isinstance(error, SetupError):
             self._cache = None
-            out_of_memory = None if prepared.group is None else prepared.group.oom()
+            out_of_memory = None
+            if prepared.group is not None:
+                out_of_memory = prepared.group.oom()
+                if out_of_memory is None and error.errno in {errno.ECHILD, errno.ENOMEM}:
+                    out_of_memory = prepared.group.full()
             if out_of_memory is not None:
                 error.hint = f"{out_of_memory}; the set-up itself takes some hundred KiB of limit(memory=)"
         self._dismiss(prepared)

@@ -357,6 +357,23 @@ class Group:
             said += f"; limit {limit} bytes"
         return said + (f", peak {peak} bytes" if peak is not None else "")
 
+    def full(self) -> str | None:
+        """Say with its evidence that the limit on memory was met; None when it was not.
+
+        PID 1 shares its memory with stage 1 at first. Killed then, it is counted where stage 1 is, which is not here.
+        """
+        part = self.part("memory")
+        if part is None:
+            return None
+        if part.place.version == 2:
+            met = files.flat(part.fd, "memory.events").get("max", 0)
+            said = f"memory.events of its control group has max {met}"
+        else:
+            peak = files.number(part.fd, "memory.max_usage_in_bytes") or 0
+            met = peak >= (files.number(part.fd, "memory.limit_in_bytes") or peak + 1)
+            said = f"memory.max_usage_in_bytes of its control group is {peak}, at the limit"
+        return f"its memory was full: {said}" if met else None
+
     def refusals(self) -> str | None:
         """Say how often the limit on processes was met; None when it was not."""
         part = self.part("pids")
