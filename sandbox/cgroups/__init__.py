@@ -284,37 +284,53 @@ def _confine(part: Part, limits: "Limits") -> None:
 def _enable(place: Place, controllers: set[str]) -> None:
     """Let the groups below a place have controllers; its own processes go into a leaf first where they must."""
     if place.make:
-        _give(os.path.dirname(place.path), controllers)
+        above = os.path.dirname(place.path)
+        _switch(above, "+", _lacking(above, controllers))
         with contextlib.suppress(FileExistsError):
             os.mkdir(place.path, 0o755)
     for _ in range(_ROUNDS):
+        wanted = _lacking(place.path, controllers)
+        if not wanted:
+            return
+        # More may come while we move those that are there.
+        if place.move:
+            _move(place.path)
         try:
-            _give(place.path, controllers)
+            _switch(place.path, "+", wanted)
         except OSError as error:
-            # Processes are in it, and more may come while we move those.
             if error.errno != errno.EBUSY or not place.move:
                 raise _not_given(place.path, controllers, error) from error
-            _move(place.path)
-        else:
+            continue
+        # The kernel gives pids, cpu and cpuset of a group with processes, too, but for threads: then it is the root of
+        # a threaded part, and those below take no process.
+        if not place.move or not files.read_at(place.path, "cgroup.procs"):
             return
+        _switch(place.path, "-", wanted)
     raise _not_given(place.path, controllers, OSError(errno.EBUSY, "processes come faster than they can be moved"))
 
 
 _ROUNDS: Final = 20
 
 
-def _give(path: str, controllers: set[str]) -> None:
-    wanted = controllers - set(files.read_at(path, "cgroup.subtree_control").split())
-    if wanted:
-        files.write_at(path, "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(wanted)))
+def _lacking(path: str, controllers: set[str]) -> set[str]:
+    """Return which of these controllers the groups below one do not have."""
+    return controllers - set(files.read_at(path, "cgroup.subtree_control").split())
+
+
+def _switch(path: str, sign: str, controllers: set[str]) -> None:
+    """Give controllers to the groups below one, or take them away."""
+    if controllers:
+        files.write_at(path, "cgroup.subtree_control", " ".join(f"{sign}{name}" for name in sorted(controllers)))
 
 
 def _move(path: str) -> None:
     """Put the processes of a delegated group into a leaf of it, which keeps all limits of the group."""
+    found = files.read_at(path, "cgroup.procs").split()
     leaf = os.path.join(path, LEAF)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(leaf, 0o755)
-    for word in files.read_at(path, "cgroup.procs").split():
+    if found:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(leaf, 0o755)
+    for word in found:
         try:
             files.write_at(leaf, "cgroup.procs", word)
         except ProcessLookupError:  # it ended meanwhile

@@ -48,6 +48,17 @@ def test_delegated_scope_has_the_groups_and_the_caller_moves_into_a_leaf():
     assert "False" == gone
 
 
+def test_controller_that_threads_could_have_is_given_to_groups_of_processes():
+    """The kernel gives pids of a group that has processes, and those below take none then."""
+    script = """
+from sandbox import Sandbox
+for limits in ({"pids": 20}, {"cpus": 1}, {"memory": "64M"}):
+    done = Sandbox().limit(**limits).run(["true"])
+    print(done.returncode, *limits)
+"""
+    assert ["0 pids", "0 cpus", "0 memory"] == in_scope("Delegate=yes", script=script)
+
+
 @pytest.mark.needs_root
 def test_root_in_a_scope_of_systemds_own_has_groups_beside_it():
     unit, first, gone, _, again = in_scope()
