@@ -47,12 +47,16 @@ class Suite:
         needs: What its tests import beside it.
         arguments: Of pytest.
         without: Tests that are left out, and why.
+        inside: Further arguments of pytest for the run with `--sandbox`.
+        before: Python that the suite's own runner executes before the tests.
     """
 
     name: str
     needs: list[str]
     arguments: list[str]
     without: dict[str, str] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)
+    before: str = ""
 
 
 SUITES = [
@@ -62,8 +66,18 @@ SUITES = [
         ["-c", "pyproject.toml", "tests", "-m", "not network"],
         {"test_pytest_plugin": "runs pytest in pytest, with settings of its own"},
     ),
-    Suite("tornado==6.6.1", [], ["tornado/test"]),
-    Suite("watchdog==6.0.0", ["flaky", "pyyaml"], ["-o", "addopts=", "tests"]),
+    Suite(
+        "tornado==6.6.1",
+        [],
+        ["tornado/test"],
+        before="import logging; logging.getLogger('tornado.access').setLevel(logging.CRITICAL)",
+    ),
+    Suite(
+        "watchdog==6.0.0",
+        ["flaky", "pyyaml"],
+        ["-o", "addopts=", "tests"],
+        inside=["-o", "sandbox_tmp=false"],  # a module of tests makes its directory in /tmp when it is imported
+    ),
 ]
 
 
@@ -84,10 +98,22 @@ def run(suite: Suite, directory: str, tree: str, *more: str) -> tuple[dict[str, 
     """Run the suite; return the outcome of each test, and how many seconds it took."""
     outcomes = os.path.join(directory, "outcomes.json")
     with open(os.path.join(directory, "suite_outcomes.py"), "w") as stream:
-        stream.write(PLUGIN)
+        stream.write(PLUGIN + suite.before)
     environment = {word: value for word, value in os.environ.items() if not word.startswith("PYTEST_")}
-    environment |= {"SUITE_OUTCOMES": outcomes, "PYTHONPATH": f"{directory}/site:{directory}", "PYTHONSAFEPATH": "1"}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "suite_outcomes", "-p", "no:cacheprovider", "-p", "no:asyncio"]
+    environment |= {"SUITE_OUTCOMES": outcomes, "PYTHONPATH": f"{directory}/site:{directory}"}
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "suite_outcomes",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:asyncio",
+    ]
     words += ["-p", "no:randomly", *suite.arguments]
     if suite.without:
         words += ["-k", " and ".join(f"not {name}" for name in suite.without)]
@@ -107,13 +133,16 @@ def _settings(suite: Suite) -> list[str]:
 def compare(suite: Suite, directory: str) -> tuple[str, list[str]]:
     """Return a row of the table, and the tests whose outcome stays different."""
     tree = prepare(suite, directory)
-    (plain, seconds), (inside, more) = (run(suite, directory, tree, *words) for words in ([], ["--sandbox"]))
+    (plain, seconds), (inside, more) = (
+        run(suite, directory, tree, *words) for words in ([], ["--sandbox", *suite.inside])
+    )
     different = sorted(name for name in plain.keys() | inside.keys() if plain.get(name) != inside.get(name))
     left = []
     for name in different:
         seen: dict[str, set[str]] = {}
-        for words in ([], ["--sandbox"]) * 3:
-            found, _ = run(Suite(suite.name, [], [*_settings(suite), name]), directory, tree, *words)
+        for words in ([], ["--sandbox", *suite.inside]) * 3:
+            one = Suite(suite.name, [], [*_settings(suite), name], before=suite.before)
+            found, _ = run(one, directory, tree, *words)
             seen.setdefault("inside" if words else "outside", set()).update(found.values())
         if not seen["inside"] & seen["outside"]:
             left.append(f"{suite.name} {name}: outside {seen['outside']}, inside {seen['inside']}")

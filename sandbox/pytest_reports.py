@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from sandbox.isolation import Isolated
+    from collections.abc import Iterator
+
+    from sandbox.isolation import Isolated, Isolation
     from sandbox.pytest_mail import Mailbox
 
 _PHASES: Final = ("setup", "call", "teardown")
@@ -39,6 +42,34 @@ class Told(NamedTuple):
     exit: tuple[str, int | None] | None = None
     interrupted: bool = False
     broken: str | None = None
+
+
+_MISSING: Final = re.compile(r"^E +FileNotFoundError: .*?'(/[^'\n]+)'", re.MULTILINE)
+_REFUSED: Final = re.compile(r"^E +ConnectionRefusedError: ", re.MULTILINE)
+
+
+def misses(text: str, isolation: Isolation) -> Iterator[str]:
+    """Tell what a failed test most likely misses inside, that a module or a wider fixture has made outside.
+
+    Args:
+        text: Of the report; not trusted.
+        isolation: What the test had.
+    """
+    missing = _MISSING.search(text)
+    if missing is not None and isolation.covered:
+        path = missing[1]
+        for one in isolation.covered:
+            kept = any(f"{path}/".startswith(f"{other}/") for other in one.keep)
+            if path.startswith(f"{one.path}/") and not kept and os.path.lexists(path):
+                yield (
+                    f"{path} exists outside, but the test has a {one.path} of its own;"
+                    " what a module or a wider fixture has made there is visible with tmp=False"
+                )
+    if isolation.network != "host" and _REFUSED.search(text):
+        yield (
+            "the test has a network of its own; a server that a module or a wider fixture has started can be reached"
+            ' with network="host"'
+        )
 
 
 def read(item: pytest.Item, mailbox: Mailbox) -> Told:

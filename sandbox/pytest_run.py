@@ -241,11 +241,17 @@ def _inside(item: pytest.Item, policy: Policy) -> Reports:
         return {"setup": pytest_reports.failed(item, "setup", str(error), started)}, []
     if copy.failure is not None:
         return {"setup": pytest_reports.failed(item, "setup", copy.failure, started)}, []
-    return _judge(item, mailbox, copy, why, (memory, pids), started)
+    return _judge(item, mailbox, policy.isolation, copy, why, (memory, pids), started)
 
 
 def _judge(
-    item: pytest.Item, mailbox: Mailbox, copy: Isolated, why: str | None, limits: tuple[str | None, ...], started: float
+    item: pytest.Item,
+    mailbox: Mailbox,
+    isolation: Isolation,
+    copy: Isolated,
+    why: str | None,
+    limits: tuple[str | None, ...],
+    started: float,
 ) -> Reports:
     told = pytest_reports.read(item, mailbox)
     if told.exit is not None:
@@ -271,10 +277,11 @@ def _judge(
         phase = "teardown" if "call" in phases and memory is None else "call"
         phases[phase] = pytest_reports.failed(item, phase, why, started)
         phases.setdefault("setup", pytest_reports.passed(item, "setup"))
-    elif any(limits):
+    else:
         for report in phases.values():
             if report.failed:
-                report.sections.append(("sandbox", "\n".join(filter(None, limits))))
+                said = [*filter(None, limits), *pytest_reports.misses(report.longreprtext, isolation)]
+                report.sections += [("sandbox", "\n".join(said))] if said else []
     return phases, told.logged
 
 

@@ -290,6 +290,45 @@ def test_whatever_a_test_does_is_one_failed_test_with_its_reason(tmp_path: pathl
     assert run.status == 1
 
 
+OUTSIDE = """
+import os, socket, tempfile
+import pytest
+
+FOLDER = tempfile.mkdtemp(dir="/tmp")
+
+@pytest.fixture(scope="session")
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+    os.rmdir(FOLDER)
+
+def test_folder(port): os.listdir(FOLDER)
+@pytest.mark.sandbox(tmp=False)
+def test_folder_shown(port): assert os.listdir(FOLDER) == []
+def test_nowhere(port): os.listdir("/tmp/no-such-folder")
+def test_refused(port): socket.create_connection(("127.0.0.1", port))
+@pytest.mark.sandbox(network="host")
+def test_reached(port): socket.create_connection(("127.0.0.1", port)).close()
+"""
+
+
+def test_what_was_made_outside_and_is_missed_inside_is_told(tmp_path: pathlib.Path) -> None:
+    run = inner_pytest.run(tmp_path, "--sandbox", test_outside=OUTSIDE)
+    outcomes = run.outcomes()
+    assert [name for name in outcomes if outcomes[name] == "passed"] == ["test_folder_shown", "test_reached"], (
+        run.output
+    )
+    told = {
+        one["id"].partition("::")[2]: dict(one["sections"]).get("sandbox", "")
+        for one in run.reports
+        if one["when"] == "call"
+    }
+    assert "exists outside" in told["test_folder"]
+    assert "tmp=False" in told["test_folder"]
+    assert 'network="host"' in told["test_refused"]
+    assert told["test_nowhere"] == ""
+
+
 def test_documentation_its_tests_pass(tmp_path: pathlib.Path) -> None:
     page = (pathlib.Path(harness.REPOSITORY) / "docs" / "pytest.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
