@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     box = Sandbox().bind_readonly(options.source, "/source").tmpfs("/build", size=options.size).cwd("/build")
     # Always the same: who builds, where, and when, as far as the build can tell.
     box = box.hostname("builder").user(1000).env(SOURCE_DATE_EPOCH="0", TZ="UTC").limit(wall_time=3600)
+    options.out.mkdir(parents=True, exist_ok=True)
     # The sandbox lives as long as its first command, and what is in its memory with it.
     with box.popen(["sleep", "infinity"]) as builder:
         built = builder.run(options.command)

@@ -136,10 +136,10 @@ Run the services of a file: start them in order, watch them, start them again.
 
   [services.web]
   command = ["server", "--port", "8080"]
-  sandbox = ["--bind-readonly", "/srv/www:/www"]   or true, or false: plain
-  ready = { tcp = 8080 }                   or "notify", "fd"
-  restart = "on-failure"                   or "always", "never", or a table
-  after = ["store"]                        see docs/supervise.md for all keys
+  sandbox = ["--network", "host", "--bind", "/srv/www"]    # or true, or false
+  ready = { tcp = 8080 }                           # or "notify", "fd"
+  restart = "on-failure"                           # or "always", "never"
+  after = ["store"]                                # docs/supervise.md has all
 
 SIGTERM and SIGINT stop all in reverse order, a second one kills. SIGHUP reads
 the file again: what is new is started, what is gone stopped, what has changed

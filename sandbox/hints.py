@@ -172,6 +172,8 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         from sandbox.programs import why_not_found
 
         inside = cast("tuple[str, bytes] | None", args[2]) if len(args) > 2 else None
+        if origin == "plain child":  # of a supervisor, in no sandbox
+            return why_not_found(str(args[0]), str(args[1]), inside, ".", "its")
         return why_not_found(str(args[0]), str(args[1]), inside, str(args[3]) if len(args) > 3 else "/")
     if origin == "pty" and number in OF_A_TERMINAL:
         return OF_A_TERMINAL[number]

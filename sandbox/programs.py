@@ -71,24 +71,31 @@ def _without_interpreter(name: str, head: bytes) -> str:
     return text
 
 
-def why_not_found(program: str, path: str, inside: tuple[str, bytes] | None = None, folder: str = "/") -> str:
+def why_not_found(
+    program: str,
+    path: str,
+    inside: tuple[str, bytes] | None = None,
+    folder: str = "/",
+    whose: str = "the sandbox's",
+) -> str:
     """Return why execve said ENOENT, and what to do.
 
     Args:
         program: As the caller named it.
         path: The sandbox's PATH.
         inside: The file that is there all the same, and its beginning.
-        folder: The sandbox's working directory.
+        folder: The working directory.
+        whose: PATH and directory these are.
     """
     relative = "/" in program and not program.startswith("/")
     if inside is not None:
         return _without_interpreter(*inside)
     if "/" not in program:
         found = shutil.which(program)
-        where = f"no directory of the sandbox's PATH ({path}) has it"
+        where = f"no directory of {whose} PATH ({path}) has it"
     else:
         found = program if os.path.exists(program) else None
-        place = f"in the sandbox's working directory {folder}" if relative else "inside"
+        place = f"in {whose} working directory {folder}" if relative else "inside"
         where = f"there is no such file {place}, or the interpreter of its first line is missing"
     if found is None:
         return where

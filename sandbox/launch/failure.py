@@ -51,7 +51,7 @@ def failed(record: Record, plan: Plan, command: Command, stage: int) -> SetupErr
         if 0 < which <= len(command.candidates):
             inside, text = (os.fsdecode(command.candidates[which - 1]), record.body[:size]), ""
         folder = next((str(one.args[1]) for segment in plan.segments for one in segment if one.name == "cwd"), "/")
-        hint = hint_for("execve", (program, os.fsdecode(path), inside, folder), record.error)
+        hint = hint_for("execve", (program, os.fsdecode(path), inside, folder), record.error, step.origin)
         filename: str | None = program
     else:
         call, hint = str(step), hint_for(step.call, step.args, record.error, step.origin)

@@ -33,7 +33,8 @@ def table(status: Mapping[str, ServiceStatus]) -> "Table":
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("service", "state", "pid", "for", "restarts"):
         made.add_column(title, justify="right" if title in {"pid", "for", "restarts"} else "left", no_wrap=True)
-    made.add_column("says", overflow="ellipsis", no_wrap=True)
+    # The only one that gives way, and so a column that wraps; but no text in it does.
+    made.add_column("says")
     now = time.time()
     for one in status.values():
         # What a service says is no markup, and moves no cursor.
@@ -43,7 +44,7 @@ def table(status: Mapping[str, ServiceStatus]) -> "Table":
             str(one.pid or ""),
             _span(now - one.since),
             str(one.restarts or ""),
-            Text(printable(says(one))),
+            Text(printable(says(one)), no_wrap=True, overflow="ellipsis"),
         )
     return made
 

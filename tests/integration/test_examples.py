@@ -214,6 +214,8 @@ def test_build_leaves_the_source_alone_and_takes_the_artefact(tmp_path):
     assert 0 == done.returncode, done.stderr
     assert "build: exit status 0" in done.stderr
     assert "built\n" == subprocess.run([tmp_path / "hello"], capture_output=True, text=True).stdout
+    example("read_only_build", "src", "--take", "hello", "--out", "new/folder", *BUILD, cwd=tmp_path)
+    assert os.access(tmp_path / "new/folder/hello", os.X_OK)
     assert {"Makefile", "hello.c"} == set(os.listdir(tmp_path / "src"))
 
 

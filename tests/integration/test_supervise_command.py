@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sysconfig
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import harness
 import pytest
+
+from sandbox import help_text
 
 pytestmark = pytest.mark.needs_userns
 COMMAND = os.path.join(sysconfig.get_path("scripts"), "sandbox")
@@ -109,6 +112,14 @@ def test_supervise_wrong_words_are_125(words):
 
 def test_supervise_documented_file_is_right():
     path = os.path.join(harness.REPOSITORY, "docs", "services.toml")
+    done = subprocess.run([COMMAND, "supervise", "--check", path], capture_output=True, text=True)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_supervise_file_of_the_help_is_right(tmp_path):
+    block = re.search(r"^  (\[services.*?)\n\n", help_text.SUPERVISE, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "s.toml"
+    path.write_text(f'[services.store]\ncommand = ["store"]\n{block[1]}\n')
     done = subprocess.run([COMMAND, "supervise", "--check", path], capture_output=True, text=True)
     assert (0, "") == (done.returncode, done.stderr)
 

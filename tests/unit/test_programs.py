@@ -1,10 +1,12 @@
 """Who runs a file, by its beginning: a hostile file is read without a crash."""
 
+import errno
 import os
 import struct
 
 import pytest
 
+from sandbox.hints import hint_for
 from sandbox.programs import interpreter_of, why_not_found
 
 
@@ -82,6 +84,10 @@ def test_relative_program_that_only_the_host_has_wants_the_directory_too(here):
 def test_relative_program_is_judged_by_the_file_of_the_host(here, line, said):
     script(here / "tool", line)
     assert said in why_not_found("./tool", "", None, str(here))
+
+
+def test_plain_child_has_no_sandbox():
+    assert "sandbox" not in str(hint_for("execve", ("no-such", "/bin"), errno.ENOENT, "plain child"))
 
 
 def test_relative_program_that_is_a_pipe_is_not_waited_for(here):
