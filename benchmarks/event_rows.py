@@ -267,7 +267,7 @@ def busy_second() -> int:
 
 class FanotifyRow(Row):
     unit = "event"
-    count = 1000
+    count = 4000  # of fewer, the first touch of code and memory is a part that no reader of many events pays
 
     def __init__(self) -> None:
         self.folders: list[tempfile.TemporaryDirectory[str]] = []
@@ -351,7 +351,7 @@ class FanotifyNames(FanotifyRow):
     def c_loop(self) -> Contender:
         folder = self.folder()
         one = self.group(folder)
-        return self.only(folder, c_loop("limit_fanotify", one.fileno(), self.count), one.close)
+        return self.only(folder, c_loop("limit_fanotify_names", one.fileno(), self.count), one.close)
 
 
 class FanotifyDescriptors(FanotifyRow):

@@ -28,13 +28,13 @@ long limit_inotify(int fd, long count, uint64_t *sum)
     return seen;
 }
 
-/* The same of a fanotify group; descriptors are closed. */
-long limit_fanotify(int fd, long count, uint64_t *sum)
+/* Read `count` events of a non-blocking fanotify group, at most `size` bytes at a time; descriptors are
+ * closed. */
+static long limit(int fd, long count, uint64_t *sum, size_t at_once)
 {
     long seen = 0;
     while (seen < count) {
-        /* 64 descriptors at a time, as the library does. */
-        ssize_t size = read(fd, buffer, 64 * sizeof(struct fanotify_event_metadata));
+        ssize_t size = read(fd, buffer, at_once);
         if (size <= 0)
             return errno == EAGAIN ? seen : -1;
         struct fanotify_event_metadata *event = (struct fanotify_event_metadata *)buffer;
@@ -46,4 +46,15 @@ long limit_fanotify(int fd, long count, uint64_t *sum)
         }
     }
     return seen;
+}
+
+/* 64 descriptors at a time, as the library does. */
+long limit_fanotify(int fd, long count, uint64_t *sum)
+{
+    return limit(fd, count, sum, 64 * sizeof(struct fanotify_event_metadata));
+}
+
+long limit_fanotify_names(int fd, long count, uint64_t *sum)
+{
+    return limit(fd, count, sum, sizeof buffer);
 }

@@ -15,7 +15,8 @@ from typing import Final
 from sandbox import facts, kernel as k
 from sandbox.primitives import fscontext, landlock, memfd, mounts, process, secure_computing
 from sandbox.primitives.aio import io_destroy, io_setup
-from sandbox.primitives.fanotify import FanotifyInit, fanotify_init
+from sandbox.primitives.fanotify import fanotify_init
+from sandbox.primitives.fanotify_numbers import FanotifyInit
 from sandbox.primitives.io_uring import io_uring_setup
 from sandbox.primitives.namespaces import clone, setns, unshare
 from sandbox.primitives.system import sethostname

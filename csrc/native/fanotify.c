@@ -49,6 +49,7 @@ struct sandbox_fanotify_batch {
 #define FANOTIFY_DIFFER_FD 1U
 #define FANOTIFY_DIFFER_PID 2U
 #define FANOTIFY_DIFFER_DIRECTORY 4U
+#define FANOTIFY_DIFFER_MASK 8U
 
 /* The raw calls: the C library's header and the kernel's cannot be included together everywhere. */
 static int sandbox_fanotify_init(unsigned int flags, unsigned int event_flags)
@@ -225,7 +226,8 @@ static int sandbox_fanotify_split(struct sandbox_fanotify_batch *batch, size_t s
         }
         batch->differ |= (event.fd != batch->fd[0] ? FANOTIFY_DIFFER_FD : 0) |
                          (event.pid != batch->pid[0] ? FANOTIFY_DIFFER_PID : 0) |
-                         (batch->directory[row] != batch->directory[0] ? FANOTIFY_DIFFER_DIRECTORY : 0);
+                         (batch->directory[row] != batch->directory[0] ? FANOTIFY_DIFFER_DIRECTORY : 0) |
+                         (event.mask != batch->mask[0] ? FANOTIFY_DIFFER_MASK : 0);
         batch->names[batch->names_size++] = '\0';
         batch->new_names[batch->new_names_size++] = '\0';
         row++;

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sandbox.events.signalfd import *  # type: ignore[assignment]  # each has a str_to_events
     from sandbox.events.timerfd import *
     from sandbox.notify import Notifier as Notifier, Notifier_async as Notifier_async
-    from sandbox.primitives.fanotify import *  # the constants: mypy loses those that come through two of these
+    from sandbox.primitives.fanotify_numbers import *  # mypy loses those that come through two of these
     from sandbox.primitives.inotify import *
 
 _NAMES: dict[str, tuple[str, ...]] = {

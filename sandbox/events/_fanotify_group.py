@@ -8,16 +8,13 @@ import os
 import stat
 
 from sandbox.primitives._call import StrOrBytesPath, os_error
-from sandbox.primitives.fanotify import (
+from sandbox.primitives.fanotify import FanotifyAudit, FanotifyBatch, fanotify_mark, fanotify_respond
+from sandbox.primitives.fanotify_numbers import (
     FAN_ALLOW,
     FAN_MARK_FILESYSTEM,
     FAN_MARK_FLUSH,
     FAN_MARK_INODE,
     FAN_MARK_MOUNT,
-    FanotifyAudit,
-    FanotifyBatch,
-    fanotify_mark,
-    fanotify_respond,
 )
 from sandbox.primitives.file_handles import AT_HANDLE_FID, name_to_handle_at, open_by_handle_at
 from sandbox.primitives.files import AT_EMPTY_PATH

@@ -17,363 +17,47 @@ import errno as _errno
 import os
 import warnings
 import weakref
-from collections.abc import Sequence
-from itertools import repeat
-from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal
 
-from sandbox.events._fanotify_group import Group
-from sandbox.events._mask import Says
-from sandbox.events.base import CLOSED, EventLike, alive, value_error
-from sandbox.events.base_async import EventLike_async, of_source
-from sandbox.primitives import fanotify as _primitives
-from sandbox.primitives._call import Fd, StrOrBytesPath, fd_of, in_range, os_error
-from sandbox.primitives.fanotify import *  # noqa: F403  # Butter's module offers the constants
-from sandbox.primitives.fanotify import (
-    FAN_DENY_ERRNO,
-    FAN_NOFD,
-    FAN_NOPIDFD,
-    FanotifyAudit,
-    FanotifyBatch,
-    FanotifyColumns,
-    FanotifyInit,
-    FanotifyMark,
-    FanotifyMask,
-    FanotifyResponse,
-    fanotify_init,
-    fanotify_mark,
-    fanotify_split,
+from sandbox.events._fanotify_event import (
+    ALLOW,
+    DENY,
+    PERMISSION,
+    DescriptorEvent,
+    FanotifyEvent,
+    OwningEvent,
+    descriptor_events,
+    events_of,
 )
+from sandbox.events._fanotify_group import Group
+from sandbox.events.base import EventLike, alive, value_error
+from sandbox.events.base_async import EventLike_async, of_source
+from sandbox.primitives import fanotify as _primitives, fanotify_numbers as _numbers
+from sandbox.primitives._call import Fd, StrOrBytesPath, fd_of, in_range
+from sandbox.primitives.fanotify import *  # noqa: F403  # Butter's module offers the functions
+from sandbox.primitives.fanotify import FanotifyBatch, FanotifyColumns, fanotify_init, fanotify_mark, fanotify_split
+from sandbox.primitives.fanotify_numbers import *  # noqa: F403  # and the constants
+from sandbox.primitives.fanotify_numbers import FanotifyInit, FanotifyMark
 
 __all__ = ["Fanotify", "FanotifyEvent", "Fanotify_async", "str_to_events"]
 __all__ += _primitives.__all__  # in this form type checkers understand it
+__all__ += _numbers.__all__
 
 _AT_FDCWD = -100
-_close = os.close
-# Plain ints: arithmetic with an IntFlag costs ten times as much.
-_ALLOW, _DENY, _AUDIT = (int(FanotifyResponse[name]) for name in ("ALLOW", "DENY", "AUDIT"))
-_PERMISSION = int(
-    FanotifyMask.OPEN_PERM | FanotifyMask.ACCESS_PERM | FanotifyMask.OPEN_EXEC_PERM | FanotifyMask.PRE_ACCESS
-)
 _CLASSES = int(FanotifyInit.CLASS_CONTENT | FanotifyInit.CLASS_PRE_CONTENT)
 _FIDS = int(FanotifyInit.REPORT_FID | FanotifyInit.REPORT_DIR_FID)
+_MORE_THAN_DESCRIPTORS = _CLASSES | _FIDS | int(FanotifyInit.REPORT_PIDFD | FanotifyInit.REPORT_MNT)
 _ACTIONS = int(FanotifyMark.ADD | FanotifyMark.REMOVE | FanotifyMark.FLUSH)
 _NAMESPACE = int(FanotifyMark.MNTNS)
+_WIDE_MARKS = int(FanotifyMark.MOUNT | FanotifyMark.FILESYSTEM | FanotifyMark.MNTNS)
+_ANYBODY = (
+    "these flags need CAP_SYS_ADMIN in the first user namespace; from Linux 5.13 on Fanotify(FAN_REPORT_FID) and "
+    "Fanotify(FAN_REPORT_DFID_NAME) are for everybody, without a class, an unlimited queue, pidfds and threads"
+)
 # One read installs at most this many descriptors: some programs have no more than 1,024.
 _DESCRIPTORS = 64
 # Bytes of the smallest event of a kind.
 _HEAD, _PIDFD_INFO, _FID_INFO = 24, 8, 20
-
-_Rest = tuple[bytes | None, bytes | None, str | None, tuple[int, int] | None, int | None, tuple[int, int] | None]
-_NOTHING: _Rest = (None,) * 6
-
-
-class _Fields(NamedTuple):
-    mask: int
-    fd: int
-    pid: int
-    pidfd: int
-    directory_handle: bytes | None
-    name: str | None
-    rest: _Rest
-    group: Group | None
-
-
-class FanotifyEvent(_Fields):
-    """One event; it owns its descriptors, and leaving its `with` block answers, if need be, and closes them.
-
-    It is a tuple because that is made fastest, but compares by identity.
-
-    Attributes:
-        mask: What happened, a plain int; `flags` is the same as FanotifyMask.
-        fd: Descriptor of the file; FAN_NOFD where the group reports handles, or for an overflow, and once
-            closed. Below FAN_NOFD it is the errno of the open that failed, negated; the kernel denies a
-            question about such a file itself.
-        pid: Who did it: a process, or a thread with REPORT_TID; 0 when it is not in this pid namespace.
-        pidfd: Descriptor of that process with REPORT_PIDFD; negative without, or when the process is gone.
-        directory_handle: With REPORT_DIR_FID: file system id and handle of the directory; compares equal
-            for one directory.
-        name: With REPORT_NAME: the entry of that directory, "." for itself; by surrogateescape.
-    """
-
-    __slots__ = ()
-    __eq__ = object.__eq__
-    __ne__ = object.__ne__
-    __hash__ = object.__hash__
-
-    access_event = Says(FanotifyMask.ACCESS, "Whether a file was read.")
-    modify_event = Says(FanotifyMask.MODIFY, "Whether a file was written.")
-    attrib_event = Says(FanotifyMask.ATTRIB, "Whether metadata changed.")
-    close_write_event = Says(FanotifyMask.CLOSE_WRITE, "Whether a file open for writing was closed.")
-    close_nowrite_event = Says(FanotifyMask.CLOSE_NOWRITE, "Whether a file not open for writing was closed.")
-    close_event = Says(FanotifyMask.CLOSE, "Whether a file was closed.")
-    open_event = Says(FanotifyMask.OPEN, "Whether a file was opened.")
-    open_exec_event = Says(FanotifyMask.OPEN_EXEC, "Whether a file was opened to be executed.")
-    create_event = Says(FanotifyMask.CREATE, "Whether an entry was made.")
-    delete_event = Says(FanotifyMask.DELETE, "Whether an entry was removed.")
-    delete_self_event = Says(FanotifyMask.DELETE_SELF, "Whether the marked file itself was deleted.")
-    moved_from_event = Says(FanotifyMask.MOVED_FROM, "Whether an entry was moved away.")
-    moved_to_event = Says(FanotifyMask.MOVED_TO, "Whether an entry was moved here.")
-    move_event = Says(FanotifyMask.MOVE, "Whether it is one half of a rename.")
-    move_self_event = Says(FanotifyMask.MOVE_SELF, "Whether the marked file itself was moved.")
-    rename_event = Says(FanotifyMask.RENAME, "Whether an entry was renamed.")
-    fs_error_event = Says(FanotifyMask.FS_ERROR, "Whether the file system found itself broken.")
-    open_perm_event = Says(FanotifyMask.OPEN_PERM, "Whether somebody waits to open a file.")
-    open_exec_perm_event = Says(FanotifyMask.OPEN_EXEC_PERM, "Whether somebody waits to execute a file.")
-    access_perm_event = Says(FanotifyMask.ACCESS_PERM, "Whether somebody waits to read a file.")
-    pre_access_event = Says(FanotifyMask.PRE_ACCESS, "Whether somebody waits for a range of its content.")
-    mnt_attach_event = Says(FanotifyMask.MNT_ATTACH, "Whether a mount was attached.")
-    mnt_detach_event = Says(FanotifyMask.MNT_DETACH, "Whether a mount was detached.")
-    queue_overflow_event = overflow_event = Says(FanotifyMask.Q_OVERFLOW, "Whether events were lost.")
-    on_dir_event = is_dir_event = Says(FanotifyMask.ONDIR, "Whether it is about a directory.")
-    on_child_event = Says(FanotifyMask.EVENT_ON_CHILD, "Butter's; the kernel does not report it.")
-    is_permission = Says(_PERMISSION, "Whether it is a question, answered by `allow` or `deny`.")
-
-    @property
-    def flags(self) -> FanotifyMask:
-        """The mask as FanotifyMask."""
-        return FanotifyMask(self.mask)
-
-    @property
-    def file_handle(self) -> bytes | None:
-        """With REPORT_FID: file system id and handle of the file itself."""
-        return self.rest[0]
-
-    @property
-    def new_directory_handle(self) -> bytes | None:
-        """Of a `rename_event`: handle of the directory that the entry was moved to."""
-        return self.rest[1]
-
-    @property
-    def new_name(self) -> str | None:
-        """Of a `rename_event`: the name that the entry was given."""
-        return self.rest[2]
-
-    @property
-    def range(self) -> tuple[int, int] | None:
-        """Of a `pre_access_event`: offset and count in bytes; None where the access has no range."""
-        return self.rest[3]
-
-    @property
-    def mount_id(self) -> int | None:
-        """Of a mount event: the unique id of the mount, as for statmount(2)."""
-        return self.rest[4]
-
-    @property
-    def error(self) -> tuple[int, int] | None:
-        """Of a `fs_error_event`: the first errno, and how many errors there were since the last event."""
-        return self.rest[5]
-
-    # ── names ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def filename(self) -> str:
-        """The path of the file, as it is now, with " (deleted)" behind it as the kernel shows it.
-
-        With REPORT_NAME it is the path of the directory, now, and the name at the time of the event.
-        Handles need CAP_DAC_READ_SEARCH, or else are resolved only where the marked path still leads to the
-        file.
-
-        Raises:
-            OSError: ESTALE (the file or its directory is gone, or cannot be found by this user), ENODATA
-                (the event is about no file), or the errno of an open that failed.
-            ValueError: The event is closed.
-        """
-        fd = self.fd
-        if fd >= 0:
-            return os.readlink(f"/proc/self/fd/{fd}")
-        if fd < -1:
-            raise os_error(-fd)
-        if self[1] >= 0:
-            raise ValueError(CLOSED)
-        return self._path(self.directory_handle or self.file_handle, self.name)
-
-    @property
-    def new_filename(self) -> str:
-        """Of a `rename_event`: the path that the entry was moved to; as `filename`."""
-        return self._path(self.new_directory_handle, self.new_name)
-
-    def _path(self, handle: bytes | None, name: str | None) -> str:
-        if handle is None or self.group is None:
-            raise os_error(_errno.ENODATA)
-        directory = self.group.path(handle)
-        return directory if name is None or name == "." else os.path.join(directory, name)
-
-    # ── answers ────────────────────────────────────────────────────────────────────────────────────────────
-
-    def allow(self, *, audit: FanotifyAudit | bool = False) -> None:
-        """Let the process that waits go on.
-
-        Args:
-            audit: Write an audit record, with the rule that decided if one is given; needs ENABLE_AUDIT.
-
-        Raises:
-            ValueError: It is not a question, or was answered before; or the group is closed.
-            OSError: EINVAL (`audit`, in a group without ENABLE_AUDIT); nothing is answered then.
-
-        See fanotify(7). Since Linux 2.6.37.
-        """
-        self._answer(_ALLOW, audit)
-
-    def deny(self, errno: int | None = None, *, audit: FanotifyAudit | bool = False) -> None:
-        """Refuse the access.
-
-        Args:
-            errno: What the process gets: EPERM (when None), or in groups of FAN_CLASS_PRE_CONTENT one of
-                EIO, EBUSY, ETXTBSY, EAGAIN, ENOSPC, EDQUOT.
-            audit: Write an audit record, with the rule that decided if one is given; needs ENABLE_AUDIT.
-
-        Raises:
-            ValueError: It is not a question, or was answered before; or the group is closed.
-            OSError: EINVAL (another errno, or `audit` in a group without ENABLE_AUDIT); nothing is answered
-                then.
-
-        See fanotify(7). Since Linux 2.6.37; with an errno, 6.14.
-        """
-        plain = errno is None or errno == _errno.EPERM
-        self._answer(_DENY if plain or errno is None else FAN_DENY_ERRNO(errno), audit)
-
-    def _answer(self, response: int, audit: FanotifyAudit | bool) -> None:  # noqa: ARG002
-        raise ValueError("the event cannot be answered: it is not a question of an open group")
-
-    def close(self) -> None:
-        """Answer a question that nobody answered as the group does by default, and close the descriptors.
-
-        Closing twice does nothing.
-
-        Raises:
-            OSError: EBADF (somebody else closed a descriptor).
-        """
-
-    def __enter__(self) -> Self:
-        """Return the event itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Answer, if need be, and close."""
-        self.close()
-
-    def __repr__(self) -> str:
-        what = f"flags={self.flags!r}, fd={self.fd}, pid={self.pid}, pidfd={self.pidfd}, name={self.name!r}"
-        return f"<FanotifyEvent {what}>"
-
-
-class _OwningEvent(FanotifyEvent):
-    """An event with descriptors: they are closed, and whoever waits is answered, when it is dropped."""
-
-    _open = True
-    _answered = False
-
-    @property
-    def fd(self) -> int:
-        return self[1] if self._open or self[1] < 0 else FAN_NOFD
-
-    @property
-    def pidfd(self) -> int:
-        return self[3] if self._open or self[3] < 0 else FAN_NOPIDFD
-
-    def _answer(self, response: int, audit: FanotifyAudit | bool) -> None:
-        mask, fd, *_, group = self
-        if not mask & _PERMISSION:
-            raise ValueError("the event cannot be answered: it is not a question")
-        if fd < 0:
-            raise ValueError("the event cannot be answered: the kernel denied it, having no descriptor for it")
-        if self._answered or not self._open:
-            raise ValueError("the event cannot be answered: it was answered before")
-        if group is None or group.fd < 0:
-            raise ValueError("the event cannot be answered: its group is closed")
-        response |= _AUDIT if audit else 0
-        group.answer(fd, response, audit if isinstance(audit, FanotifyAudit) else None)
-        self._answered = True
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            # By index: every event is closed, and this is what it costs.
-            try:
-                if self[0] & _PERMISSION and not self._answered:
-                    self._answer_by_default()
-            finally:
-                if self[1] >= 0:
-                    _close(self[1])
-                if self[3] >= 0:
-                    _close(self[3])
-
-    def _answer_by_default(self) -> None:
-        group = self.group
-        if self[1] >= 0 and group is not None and group.fd >= 0:
-            group.answer(self[1], group.default)
-
-    def __del__(self) -> None:
-        if not self._open:
-            return
-        if self[1] >= 0 or self[3] >= 0:
-            if self.group is not None and not self.group.inherited:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2)
-            self.close()
-
-
-class _Owner:
-    """What the events of one read share: their group, and which of their descriptors are open.
-
-    A number belongs to one event of a read, as long as it is open; so events need no state of their own, which would
-    cost as much as the rest of them.
-    """
-
-    __slots__ = ("forget", "group", "open")
-
-    def __init__(self, group: Group, descriptors: Sequence[int]) -> None:
-        self.group = group
-        self.open = set(descriptors)
-        if min(descriptors, default=0) < 0:
-            self.open = {fd for fd in descriptors if fd >= 0}
-        self.forget = self.open.remove
-
-    def __del__(self) -> None:
-        left = list(self.open)
-        if left:
-            if not self.group.inherited:
-                warnings.warn(f"unclosed fanotify events: fds={sorted(left)}", ResourceWarning, stacklevel=2)
-            for fd in left:
-                _close(fd)
-
-
-class _DescriptorEvent(FanotifyEvent):
-    """An event with a descriptor that nobody waits for. What is still open when all of a read are dropped is closed."""
-
-    __slots__ = ()
-
-    @property
-    def fd(self) -> int:
-        fd = self[1]
-        return fd if fd < 0 or fd in self[7].open else FAN_NOFD  # type: ignore[union-attr]
-
-    @property
-    def group(self) -> Group:
-        owner: _Owner = self[7]  # type: ignore[assignment]
-        return owner.group
-
-    def close(self) -> None:
-        fd = self[1]
-        try:
-            self[7].forget(fd)  # type: ignore[union-attr]
-        except KeyError:
-            return
-        _close(fd)
-
-
-def _events(columns: FanotifyColumns, group: Group | None, kind: type[FanotifyEvent]) -> list[FanotifyEvent]:
-    mask, fd, pid, pidfd, directory, name, *rest = columns
-    owner: Group | _Owner | None = group
-    if kind is _DescriptorEvent and group is not None:
-        owner = _Owner(group, fd)
-    # A group without such records has one shared tuple for all of its events.
-    absent = rest.count(rest[0]) == len(rest)
-    rests = repeat(_NOTHING) if absent else zip(*rest)  # noqa: B905  # equally long
-    rows = zip(mask, fd, pid, pidfd, directory, name, rests, repeat(owner))
-    return list(map(tuple.__new__, repeat(kind), rows))
 
 
 def str_to_events(records: bytes) -> list[FanotifyEvent]:
@@ -384,7 +68,7 @@ def str_to_events(records: bytes) -> list[FanotifyEvent]:
     Raises:
         ValueError: A record is cut short or malformed.
     """
-    return _events(fanotify_split(records), None, FanotifyEvent)
+    return events_of(fanotify_split(records), None, FanotifyEvent)
 
 
 def _leaked(group: Group, descriptors: list[int], what: str) -> None:
@@ -434,14 +118,15 @@ class Fanotify(EventLike[FanotifyEvent]):
         flags = in_range(int(flags), 0, 2**32 - 1, "flags")
         nonblock = nonblock or flags & int(FanotifyInit.NONBLOCK) != 0
         fd = _init(flags, event_flags | os.O_CLOEXEC)
-        self._group = Group(fd, _ALLOW if unanswered == "allow" else _DENY)
+        self._group = Group(fd, ALLOW if unanswered == "allow" else DENY)
         self._asks = flags & _CLASSES != 0
         self._handles = flags & _FIDS != 0
         pidfds = flags & int(FanotifyInit.REPORT_PIDFD) != 0
+        self._kind: type[FanotifyEvent] = OwningEvent
         if self._handles and not pidfds:
-            self._kind: type[FanotifyEvent] = FanotifyEvent
-        else:
-            self._kind = _OwningEvent if self._asks or pidfds else _DescriptorEvent
+            self._kind = FanotifyEvent
+        elif not flags & _MORE_THAN_DESCRIPTORS:
+            self._kind = DescriptorEvent
         self._batch = FanotifyBatch(_read_size(handles=self._handles, pidfds=pidfds))
         super().__init__(fd, nonblock=nonblock)
         what = f"{self.name} fd={fd}"
@@ -450,14 +135,16 @@ class Fanotify(EventLike[FanotifyEvent]):
         self._end.atexit = False  # as for files: the end of the process is no leak
 
     def _read(self) -> list[FanotifyEvent]:
+        if self._kind is DescriptorEvent:
+            return descriptor_events(*self._batch.read_files(self._fd), self._group)
         columns = self._batch.read(self._fd)
         if columns is None:
             return []
         if self._asks:
             self._group.asked.update(
-                fd for mask, fd in zip(columns.mask, columns.fd, strict=True) if mask & _PERMISSION and fd >= 0
+                fd for mask, fd in zip(columns.mask, columns.fd, strict=True) if mask & PERMISSION and fd >= 0
             )
-        return _events(columns, self._group, self._kind)
+        return events_of(columns, self._group, self._kind)
 
     def read_columns(self) -> FanotifyColumns | None:
         """Read once from the kernel, without waiting, and return the events by column: the fastest form.
@@ -529,6 +216,8 @@ class Fanotify(EventLike[FanotifyEvent]):
         try:
             fanotify_mark(fd, int(action) | flags, mask, at, path)
         except OSError as error:
+            if error.errno == _errno.EPERM and flags & _WIDE_MARKS:
+                raise _explained(error, "without CAP_SYS_ADMIN only files and directories can be marked") from None
             if error.errno in (_errno.ENOENT, _errno.EINVAL):
                 raise value_error(error) from None
             raise
@@ -584,8 +273,15 @@ def _init(flags: int, event_flags: int) -> int:
                 if error.errno != _errno.EINVAL:
                     raise
         return fanotify_init(flags, event_flags)
+    except PermissionError as error:
+        raise _explained(error, _ANYBODY) from None
     except OSError as error:
         raise (value_error(error) if error.errno == _errno.EINVAL else error) from None
+
+
+def _explained(error: OSError, why: str) -> OSError:
+    """Return the same error, with the reason behind the kernel's words."""
+    return type(error)(error.errno, f"{error.strerror}: {why}", error.filename)
 
 
 def _read_size(*, handles: bool, pidfds: bool) -> int:

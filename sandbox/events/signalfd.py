@@ -1,12 +1,12 @@
 """`Signalfd`: signals as events, with everything that the kernel knows about each."""
 
+import ctypes
+import functools
 import os
 import signal as _signal
-import struct
 import threading
-from collections.abc import Iterable
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ClassVar
 
 from sandbox.events.base import EventLike
 from sandbox.events.base_async import EventLike_async, of_source
@@ -53,23 +53,17 @@ __all__ = [
 NEW_SIGNALFD = -1
 SIGINFO_LENGTH = 128
 
-_RECORD = struct.Struct("128s")
 _RECORDS = 64  # per read: two pages
 _SIGNALS = tuple(signal_number(number) for number in range(NSIG + 1))
 _UNCATCHABLE = sigset((_signal.SIGKILL, _signal.SIGSTOP))
 _ALL = 2**NSIG - 1 & ~_UNCATCHABLE
 
 
-def _field(offset: int, code: str) -> int:
-    """Make the property that reads a field of struct signalfd_siginfo; typed as what reading it gives."""
-    unpack = struct.Struct("=" + code).unpack_from
-    return cast(int, property(lambda event: unpack(event[0], offset)[0]))
+class SignalfdEvent(ctypes.Structure):
+    """One signal that arrived: the kernel's record, which cannot be changed.
 
-
-class SignalfdEvent(tuple[bytes]):
-    """One signal that arrived: a tuple of the kernel's record, whose fields are read when they are asked for.
-
-    Which of them say something depends on `code`, see signalfd(2).
+    Which of its fields say something depends on `code`, see signalfd(2). Two events are equal when their records
+    are; `bytes(event)` is the record.
 
     Attributes:
         signo: The number, as the kernel gave it; `signal` is the same with its name where it has one.
@@ -94,53 +88,103 @@ class SignalfdEvent(tuple[bytes]):
         arch: Its AUDIT_ARCH value.
     """
 
+    # A structure, and not a tuple of numbers: one copy makes all events of a read, and no field is made into an
+    # object before somebody asks for it.
     __slots__ = ()
-
-    signo = _field(0, "I")
-    errno = _field(4, "i")
-    code = _field(8, "i")
-    pid = _field(12, "I")
-    uid = _field(16, "I")
-    fd = _field(20, "i")
-    tid = _field(24, "I")
-    band = _field(28, "I")
-    overrun = _field(32, "I")
-    trapno = _field(36, "I")
-    status = _field(40, "i")
-    value = _field(44, "i")
-    ptr = _field(48, "Q")
-    utime = _field(56, "Q")
-    stime = _field(64, "Q")
-    addr = _field(72, "Q")
-    addr_lsb = _field(80, "H")
-    syscall = _field(84, "i")
-    call_addr = _field(88, "Q")
-    arch = _field(96, "I")
+    _fields_ = (
+        ("signo", ctypes.c_uint32),
+        ("errno", ctypes.c_int32),
+        ("code", ctypes.c_int32),
+        ("pid", ctypes.c_uint32),
+        ("uid", ctypes.c_uint32),
+        ("fd", ctypes.c_int32),
+        ("tid", ctypes.c_uint32),
+        ("band", ctypes.c_uint32),
+        ("overrun", ctypes.c_uint32),
+        ("trapno", ctypes.c_uint32),
+        ("status", ctypes.c_int32),
+        ("value", ctypes.c_int32),
+        ("ptr", ctypes.c_uint64),
+        ("utime", ctypes.c_uint64),
+        ("stime", ctypes.c_uint64),
+        ("addr", ctypes.c_uint64),
+        ("addr_lsb", ctypes.c_uint16),
+        ("_hole", ctypes.c_uint16),
+        ("syscall", ctypes.c_int32),
+        ("call_addr", ctypes.c_uint64),
+        ("arch", ctypes.c_uint32),
+        ("_rest", ctypes.c_uint8 * 28),
+    )
+    signo: int
+    errno: int
+    code: int
+    pid: int
+    uid: int
+    fd: int
+    tid: int
+    band: int
+    overrun: int
+    trapno: int
+    status: int
+    value: int
+    ptr: int
+    utime: int
+    stime: int
+    addr: int
+    addr_lsb: int
+    syscall: int
+    call_addr: int
+    arch: int
+    # Butter's spellings, set below
+    signal_code: int
+    sigio_fd: int
+    sigio_band: int
+    timer_id: int
+    child_status: int
+    child_user_time: int
+    child_system_time: int
 
     @property
     def signal(self) -> _signal.Signals | int:
         """The signal; an int where `signal.Signals` has no member, which is so for most real-time signals."""
         return _SIGNALS[self.signo]
 
-    # Butter's spellings
-    signal_code = code
-    sigio_fd = fd
-    sigio_band = band
-    timer_id = tid
-    child_status = status
-    child_user_time = utime
-    child_system_time = stime
+    def __setattr__(self, name: str, value: object = None) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be changed: it is what the kernel said")
+
+    __delattr__ = __setattr__
+
+    def __eq__(self, other: object) -> bool:
+        return bytes(self) == bytes(other) if isinstance(other, SignalfdEvent) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+    def __reduce__(self) -> "tuple[Callable[[bytes], SignalfdEvent], tuple[bytes]]":
+        return type(self).from_buffer_copy, (bytes(self),)
 
     def __repr__(self) -> str:
         """Show the fields that are not 0."""
-        shown = {name: getattr(self, name) for name in _FIELDS}
+        shown = {name: getattr(self, name) for name, *_ in self._fields_ if name[0] != "_"}
         text = ", ".join(f"{name}={value}" for name, value in shown.items() if value)
         return f"{type(self).__name__}({signum_to_signame(self.signo)}, {text})"
 
 
-_FIELDS = tuple(name for name, value in vars(SignalfdEvent).items() if isinstance(value, property) and name != "signal")
-# tuple's own constructor: a __new__ in Python would cost as much as the rest of a read.
-_event = partial(tuple.__new__, SignalfdEvent)
+for _butters, _ours in (
+    ("signal_code", "code"),
+    ("sigio_fd", "fd"),
+    ("sigio_band", "band"),
+    ("timer_id", "tid"),
+    ("child_status", "status"),
+    ("child_user_time", "utime"),
+    ("child_system_time", "stime"),
+):
+    setattr(SignalfdEvent, _butters, getattr(SignalfdEvent, _ours))
+
+
+@functools.cache
+def _array(records: int) -> type[ctypes.Array[SignalfdEvent]]:
+    return SignalfdEvent * records
 
 
 class Signalfd(EventLike[SignalfdEvent]):
@@ -178,9 +222,10 @@ class Signalfd(EventLike[SignalfdEvent]):
 
     def _read(self) -> list[SignalfdEvent]:
         try:
-            return list(map(_event, _RECORD.iter_unpack(os.read(self._fd, SIGINFO_LENGTH * _RECORDS))))
+            data = os.read(self._fd, SIGINFO_LENGTH * _RECORDS)
         except BlockingIOError:
             return []
+        return _array(len(data) // SIGINFO_LENGTH).from_buffer_copy(data)[:]
 
     @property
     def signals(self) -> frozenset[int]:
@@ -306,7 +351,7 @@ def str_to_events(data: "Buffer") -> list[SignalfdEvent]:
     size = memoryview(data).nbytes
     if size % SIGINFO_LENGTH:
         raise ValueError(f"data must be whole records of {SIGINFO_LENGTH} bytes, got {size} bytes")
-    return list(map(_event, _RECORD.iter_unpack(data)))
+    return [SignalfdEvent.from_buffer_copy(data, at) for at in range(0, size, SIGINFO_LENGTH)]
 
 
 def signum_to_signame(signum: int) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sandbox.primitives.credentials import *
     from sandbox.primitives.eventfds import *
     from sandbox.primitives.fanotify import *
+    from sandbox.primitives.fanotify_numbers import *
     from sandbox.primitives.file_handles import *
     from sandbox.primitives.files import *
     from sandbox.primitives.fscontext import *
@@ -44,6 +45,7 @@ _FAMILIES = (
     "credentials",
     "eventfds",
     "fanotify",
+    "fanotify_numbers",
     "file_handles",
     "files",
     "fscontext",

@@ -18,6 +18,7 @@ from sandbox.events.fanotify import (
     FAN_DELETE,
     FAN_EVENT_ON_CHILD,
     FAN_MARK_EVICTABLE,
+    FAN_MARK_FILESYSTEM,
     FAN_MARK_IGNORE,
     FAN_MARK_IGNORE_SURV,
     FAN_MARK_MNTNS,
@@ -217,8 +218,15 @@ def test_flags_that_contradict_each_other_are_refused(flags):
 @pytest.mark.needs_user
 @pytest.mark.parametrize("flags", [0, FAN_CLASS_CONTENT, FAN_REPORT_FID | FAN_REPORT_PIDFD])
 def test_what_needs_privilege_is_refused_without(flags):
-    with pytest.raises(PermissionError):
+    with pytest.raises(PermissionError, match=r"FAN_REPORT_DFID_NAME.* for everybody"):
         Fanotify(flags)
+
+
+@pytest.mark.needs_user
+def test_wide_mark_is_refused_without_privilege(tmp_path):
+    with Fanotify(FAN_REPORT_FID) as fan, pytest.raises(PermissionError, match="only files and directories") as caught:
+        fan.watch(tmp_path, FAN_OPEN, FAN_MARK_FILESYSTEM)
+    assert (errno.EPERM, str(tmp_path)) == (caught.value.errno, str(caught.value.filename))
 
 
 @pytest.mark.parametrize("make", [Fanotify, Fanotify_async, fanotify_init])

@@ -56,6 +56,20 @@ def test_signalfd_str_to_events_finds_each_field_at_its_place():
     assert "arch=20" in repr(event)
 
 
+def test_signalfd_event_is_its_record_and_stays_so():
+    first, second = signalfd.str_to_events(bytes([1]) * 128 + bytes([2]) * 128)
+    assert (bytes([1]) * 128, bytes([2]) * 128) == (bytes(first), bytes(second))
+    assert 2 == len({first, second, *signalfd.str_to_events(bytes(first))})
+    assert first != second
+    with pytest.raises(AttributeError, match="pid"):
+        first.pid = 3
+    with pytest.raises(AttributeError, match="pid"):
+        del first.pid
+    with pytest.raises(AttributeError):
+        first.note = 3
+    assert (0x01010101, 0x02020202) == (first.pid, second.pid)
+
+
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 def test_str_to_events_takes_any_buffer(buffer):
     data = buffer(struct.pack("=2Q", 1, 2))
