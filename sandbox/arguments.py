@@ -127,6 +127,8 @@ def source_path(path: StrOrBytesPath, name: str = "source") -> str:
     text = path_text(path, name)
     if not text or "\0" in text:
         raise ValueError(f"{name} must be a path of the host without NUL, got {path!r}")
+    if text == "~" or text.startswith("~/"):
+        raise ValueError(f'{name} must be a path as it is, "~" is the shell\'s: os.path.expanduser({text!r}), or ./~')
     return os.path.abspath(text)
 
 
@@ -161,6 +163,17 @@ def file_mode(mode: int, name: str = "mode") -> int:
     if not 0 <= _integer(mode, name) <= 0o1777:
         raise ValueError(f"{name} must be between 0 and 0o1777 (no set-id bits), got {mode:#o}")
     return mode
+
+
+def switch(value: Any, name: str) -> bool:
+    """Return True or False: a word such as "no" would count as True.
+
+    Raises:
+        TypeError: Anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
 
 
 def id_number(value: int | None, name: str) -> int | None:

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
-from sandbox.arguments import Size, StrOrBytesPath, clock_offset, host_name, id_number, integer, quoted, target_path
+from sandbox.arguments import (
+    Size,
+    StrOrBytesPath,
+    clock_offset,
+    host_name,
+    id_number,
+    integer,
+    quoted,
+    switch,
+    target_path,
+)
 from sandbox.builder_root import RootBuilder
 from sandbox.compiler import compile_plan
 from sandbox.compiler.draft import Variant
@@ -19,7 +29,7 @@ from sandbox.launcher import Launcher, in_groups, is_this_python
 from sandbox.limits import asks_group, merged
 from sandbox.order import Args, Environment, Order, words_of
 from sandbox.plan import Command, Plan
-from sandbox.spec import HOME, NAMESPACES, Namespace, Network, Python, Spec, System, default_entries
+from sandbox.spec import HOME, NAMESPACES, Namespace, Network, Python, Spec, default_entries
 from sandbox.streams import Streams
 from sandbox.template import candidates
 
@@ -82,10 +92,10 @@ class Sandbox(RootBuilder):
         return type(self)._of, (self._spec,)
 
     def __repr__(self) -> str:
-        """Show the builder calls that matter."""
-        said = [e.origin for e in self._spec.entries if e.origin.startswith(".")]
-        head = "Sandbox()" if any(isinstance(e, System) for e in self._spec.entries) else "Sandbox.empty()"
-        return f"<{head}{''.join(dict.fromkeys(said))}>"
+        """Show the builder calls that make it; values of the environment are left out, for they may be secrets."""
+        from sandbox.shown import shown
+
+        return f"<{shown(self._spec)}>"
 
     def python(self) -> Self:
         """Make the interpreter that runs this program visible, with its packages, read-only at their own paths.
@@ -125,7 +135,7 @@ class Sandbox(RootBuilder):
         return self._with(
             uid=uid,
             gid=uid if gid is None else gid,
-            host_root=bool(host_root),
+            host_root=switch(host_root, "host_root"),
             strict_groups=groups == "strict",
         )
 
@@ -261,7 +271,7 @@ class Sandbox(RootBuilder):
             FilterError: The filter says Notify: it has a supervisor already.
             ValueError: There is no filter.
         """
-        return self._with(observe=bool(enabled))._observable()
+        return self._with(observe=switch(enabled, "enabled"))._observable()
 
     def _observable(self) -> Self:
         filter = self._spec.filter
@@ -291,7 +301,7 @@ class Sandbox(RootBuilder):
                 SIGSTOP, and those that it handles. A process outside of the sandbox watches it: whoever kills that
                 one kills the sandbox, and only a command that has given up its parent-death signal survives it.
         """
-        return self._with(init=bool(enabled))
+        return self._with(init=switch(enabled, "enabled"))
 
     def new_session(self, enabled: bool = True) -> Self:
         """Run in a session of its own; the default.
@@ -300,7 +310,7 @@ class Sandbox(RootBuilder):
             enabled: False: stay in the caller's session and process group, so that the caller's terminal controls
                 it: Ctrl-C and Ctrl-Z reach it. It may then signal the caller and all of that group.
         """
-        return self._with(new_session=bool(enabled))
+        return self._with(new_session=switch(enabled, "enabled"))
 
     # ── limits ──
 
@@ -348,12 +358,14 @@ class Sandbox(RootBuilder):
             UnsupportedError: At the launch: a limit cannot be had here, and it is not best_effort.
         """
         given = {name: value for name, value in locals().items() if name not in {"self", "best_effort"}}
-        return self._with(limits=merged(self._spec.limits, given, best_effort=bool(best_effort)))
+        return self._with(limits=merged(self._spec.limits, given, best_effort=switch(best_effort, "best_effort")))
 
     # ── what the payload starts with ──
 
     def env(self, mapping: Mapping[str, str | None] = {}, /, **variables: str | None) -> Self:  # read only
         """Set variables of the environment, as dict.update does; None unsets one."""
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must map str to str or None, not {type(mapping).__name__}")
         merged: dict[str, str] = dict(self._spec.env)
         for name, value in {**mapping, **variables}.items():
             if not isinstance(name, str) or not isinstance(value, str | None):
@@ -410,5 +422,5 @@ class Sandbox(RootBuilder):
 def _namespaces(names: tuple[str, ...]) -> set[str]:
     for name in names:
         if name not in NAMESPACES:
-            raise ValueError(f"a namespace is one of {', '.join(NAMESPACES)}, got {name!r}")
+            raise ValueError(f"namespaces must be of {', '.join(map(quoted, NAMESPACES))}, got {name!r}")
     return set(names)

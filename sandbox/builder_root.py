@@ -16,6 +16,7 @@ from sandbox.arguments import (
     path_text,
     quoted,
     source_path,
+    switch,
     target_path,
 )
 from sandbox.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
@@ -53,6 +54,7 @@ class RootBuilder(Runner):
             ValueError: Not the first call that concerns the root.
         """
         source = source_path(path, "path")
+        switch(readonly, "readonly")
         for entry in self._spec.entries:
             if entry.origin != "Sandbox()":
                 raise ValueError(f"rootfs() replaces the whole root and must come before {entry.origin}")
@@ -88,9 +90,10 @@ class RootBuilder(Runner):
         path = source_path(source)
         where = target_path(path if target is None else target)
         attributes = MOUNT_ATTR_NOSUID
-        if not exec:
+        switch(optional, "optional")
+        if not switch(exec, "exec"):
             attributes = attributes | MOUNT_ATTR_NOEXEC
-        if not dev:
+        if not switch(dev, "dev"):
             attributes = attributes | MOUNT_ATTR_NODEV
         words = [quoted(path)]
         if where != path:
@@ -141,11 +144,12 @@ class RootBuilder(Runner):
             exec: Programs on it can be executed.
         """
         where = target_path(target)
+        switch(exec, "exec")
         limit = None if size is None else parse_size(size, "size")
         if inodes is not None and (isinstance(inodes, bool) or not isinstance(inodes, int) or inodes < 1):
             raise ValueError(f"inodes must be an int of at least 1, got {inodes!r}")
-        origin = f".tmpfs({quoted(where)}{'' if limit is None else f', size={limit}'})"
-        return self._add(tmpfs_entry(where, mode=file_mode(mode), size=limit, inodes=inodes, exec=exec, origin=origin))
+        origin = _call("tmpfs", where, size=limit, mode=_mode(mode, 0o755), inodes=inodes, exec=None if exec else False)
+        return self._add(tmpfs_entry(where, mode=mode, size=limit, inodes=inodes, exec=exec, origin=origin))
 
     def proc(
         self,
@@ -161,10 +165,14 @@ class RootBuilder(Runner):
             hidepid: Processes of other users are invisible.
             subset: "pid": nothing but the processes.
         """
+        switch(hidepid, "hidepid")
         if subset not in {None, "pid"}:
             raise ValueError(f'subset must be None or "pid", got {subset!r}')
         where = target_path(target)
-        return self._add(proc_entry(where, hidepid=hidepid, subset=subset, origin=f".proc({quoted(where)})"))
+        origin = _call(
+            "proc", where, hidepid=True if hidepid else None, subset=None if subset is None else quoted(subset)
+        )
+        return self._add(proc_entry(where, hidepid=hidepid, subset=subset, origin=origin))
 
     def dev(
         self,
@@ -192,7 +200,8 @@ class RootBuilder(Runner):
         if shm is not None and "shm" not in names:
             raise ValueError(f'shm is a size, and nodes must name "shm" then, got {names!r}')
         size = None if shm is None else str(parse_size(shm, "shm"))
-        return self._add(Dev(where, size, names, f".dev({quoted(where)})"))
+        origin = _call("dev", where, shm=size, nodes=None if names == DEVICE_NODES else list(names))
+        return self._add(Dev(where, size, names, origin))
 
     def file(self, target: StrOrBytesPath, content: bytes | str, *, mode: int = 0o644) -> Self:
         """Put a file inside.
@@ -209,7 +218,8 @@ class RootBuilder(Runner):
             raise TypeError(f"content must be bytes or str, not {type(content).__name__}")
         if len(content) > MOST_CONTENT:
             raise ValueError(f"content must have at most 16 MiB, got {len(content)} bytes; bind a file instead")
-        return self._add(File(where, content, file_mode(mode), f".file({quoted(where)})"))
+        origin = _call("file", where, mode=_mode(mode, 0o644))
+        return self._add(File(where, content, mode, origin))
 
     def file_fd(self, target: StrOrBytesPath, source: Fd, *, mode: int = 0o644) -> Self:
         """Put a file inside with what a descriptor holds, to its end: a pipe's or a file's.
@@ -237,7 +247,8 @@ class RootBuilder(Runner):
             mode: Permissions.
         """
         where = target_path(target)
-        return self._add(Dir(where, file_mode(mode), f".dir({quoted(where)})"))
+        origin = _call("dir", where, mode=_mode(mode, 0o755))
+        return self._add(Dir(where, mode, origin))
 
     def symlink(self, points_to: StrOrBytesPath, target: StrOrBytesPath) -> Self:
         """Make a symbolic link inside; the order of os.symlink.
@@ -261,3 +272,14 @@ class RootBuilder(Runner):
         """Make what is visible at a path read-only, with whatever is mounted below it."""
         where = target_path(target)
         return self._add(Readonly(where, f".remount_readonly({quoted(where)})"))
+
+
+def _call(name: str, target: str, **words: object) -> str:
+    """Return a builder call as it was said; None: nothing was, or the default."""
+    said = [f"{word}={value}" for word, value in words.items() if value is not None]
+    return f".{name}({', '.join([quoted(target), *said])})"
+
+
+def _mode(mode: int, usual: int) -> str | None:
+    """Check permissions, and return them as they are written where they are not the usual ones."""
+    return None if file_mode(mode) == usual else f"{mode:#o}"

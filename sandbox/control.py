@@ -125,7 +125,10 @@ class ProcessControl(Accounted):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Refuse: a process is here and nowhere else."""
-        raise TypeError("a running process cannot be pickled; its Result can")
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled: what it launched belongs to this process; send its Result,"
+            " or its pidfd with socket.send_fds()"
+        )
 
     def _check(self) -> None:
         """Refuse what this object is no longer, or not, in charge of."""
@@ -195,7 +198,7 @@ class ProcessControl(Accounted):
         limits = self._layers.limits
         exceeded = self._budget is not None and self._budget.exceeded
         if exceeded and self._cause is None and limits.when_output_full == "kill":
-            return Reason.OUTPUT_LIMIT, f"more than {limits.output} bytes of output: limit(output={limits.output})"
+            return Reason.OUTPUT_LIMIT, f"more than {limits.output} bytes of output, to which it is limited"
         return self._reason, self._detail
 
     def _made(self, stdout: Any, stderr: Any) -> Result[Any]:
@@ -424,6 +427,8 @@ class ProcessControl(Accounted):
 
     def send_signal(self, signal: int, /) -> None:
         """Send a signal to the payload; nothing happens when it has ended."""
+        if isinstance(signal, bool) or not isinstance(signal, int):
+            raise TypeError(f"signal must be an int, such as signal.SIGTERM, not {type(signal).__name__}")
         if not 0 <= signal <= 64:
             raise ValueError(f"signal must be between 0 and 64, got {signal}")
         if self._look() is None:

@@ -92,16 +92,8 @@ class SetupError(SandboxError, OSError):
             self.filename = filename
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the plain class: the combined one is made again from the errno."""
-        state = {
-            "step": self.step,
-            "steps": self.steps,
-            "call": self.call,
-            "origin": self.origin,
-            "hint": self.cause or self.hint,
-            "filename": self.filename,
-        }
-        return _rebuild_setup_error, (self.errno or 0, state)
+        """Pickle by the plain class: the combined one is made again from the errno; notes and all else as they are."""
+        return _rebuild_setup_error, (self.errno or 0, self.filename), self.__dict__
 
     def __str__(self) -> str:
         """Say what failed, on what, who asked for it, and what to do."""
@@ -118,8 +110,8 @@ class SetupError(SandboxError, OSError):
         return text
 
 
-def _rebuild_setup_error(errno: int, state: dict[str, Any]) -> SetupError:
-    return SetupError(errno, **state)
+def _rebuild_setup_error(errno: int, filename: str | None) -> SetupError:
+    return SetupError(errno, filename=filename)
 
 
 class UnsupportedError(SandboxError, OSError):
@@ -144,9 +136,8 @@ class UnsupportedError(SandboxError, OSError):
         self.fix = fix if fix is not None or self.cause is None else self.cause.fix
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with the keyword arguments."""
-        state = {"needed": self.needed, "found": self.cause or self.found, "fix": self.fix, "errno": self.errno or 0}
-        return _rebuild_unsupported_error, (self.feature, state)
+        """Pickle the attributes as they are, with the notes."""
+        return _rebuild_unsupported_error, (self.feature, self.errno or 0), self.__dict__
 
     def __str__(self) -> str:
         """Say what is missing, what was found and how to mend it."""
@@ -160,8 +151,8 @@ class UnsupportedError(SandboxError, OSError):
         return text
 
 
-def _rebuild_unsupported_error(feature: str, state: dict[str, Any]) -> UnsupportedError:
-    return UnsupportedError(feature, **state)
+def _rebuild_unsupported_error(feature: str, errno: int) -> UnsupportedError:
+    return UnsupportedError(feature, errno=errno)
 
 
 class BusyError(SandboxError, RuntimeError):
@@ -187,15 +178,6 @@ class PolicyError(SandboxError, ValueError):
         self.line = line
         self.key = key
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with the keyword arguments."""
-        state = {"path": self.path, "line": self.line, "key": self.key}
-        return _rebuild_policy_error, (self.args[0], state)
-
-
-def _rebuild_policy_error(message: str, state: dict[str, Any]) -> PolicyError:
-    return PolicyError(message, **state)
-
 
 class ClockChanged(SandboxError, OSError):
     """The clock of a timer with `cancel_on_set` was set; arm the timer again."""
@@ -210,6 +192,10 @@ class TimeoutExpired(subprocess.TimeoutExpired):
 
     result: "Result[Any]"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle however it was made: subprocess' own does not come back when it was made with keywords."""
+        return type(self), (self.cmd, self.timeout), {**self.__dict__, "args": self.args}
+
 
 class CalledProcessError(subprocess.CalledProcessError):
     """The command failed and `check=True` was asked for.
@@ -219,3 +205,7 @@ class CalledProcessError(subprocess.CalledProcessError):
     """
 
     result: "Result[Any]"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle however it was made: subprocess' own does not come back when it was made with keywords."""
+        return type(self), (self.returncode, self.cmd), {**self.__dict__, "args": self.args}

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict
 
+from sandbox.arguments import switch
 from sandbox.errors import UnsupportedError
 from sandbox.primitives._call import StrOrBytesPath, in_range, path_bytes
 from sandbox.primitives.landlock import (
@@ -165,7 +166,7 @@ class Ruleset:
         return struct.pack("=QQQ", self.handled_fs, self.handled_net, self.scoped)[:size]
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Landlock:
     """Restrict files, ports and signals for a process and all that it starts: landlock(7).
 
@@ -228,8 +229,23 @@ class Landlock:
             scope=_scopes(scope),
             rights=(),
             log_flags=0,
-            best_effort=bool(best_effort),
+            best_effort=switch(best_effort, "best_effort"),
         )
+
+    def __repr__(self) -> str:
+        """Show the calls that make it."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)[:8]}
+        words = [f"{name}={list(value)!r}" for name, value in said.items() if value is not None]
+        text = f"Landlock({', '.join([*words, *(['best_effort=True'] if self.best_effort else [])])})"
+        text += "".join(f".path({path!r}, {rights:#x})" for path, rights in self.rights)
+        if self.log_flags:
+            same, new, below = (
+                not self.log_flags & Restrict.LOG_SAME_EXEC_OFF,
+                bool(self.log_flags & Restrict.LOG_NEW_EXEC_ON),
+                not self.log_flags & Restrict.LOG_SUBDOMAINS_OFF,
+            )
+            text += f".log(same_exec={same}, new_exec={new}, subdomains={below})"
+        return text
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():
@@ -459,6 +475,8 @@ def _refuse(abi: int, missing: list[tuple[str, int]]) -> None:
 def _several(value: Iterable[object], name: str, what: str) -> Iterable[object]:
     if isinstance(value, str | bytes | os.PathLike):
         raise TypeError(f"{name} must be a list of {what}, not one {type(value).__name__}")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of {what}, not {type(value).__name__}")
     return value
 
 

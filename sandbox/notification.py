@@ -4,7 +4,7 @@ import errno
 import weakref
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from sandbox.filters.actions import Allow, Errno
 from sandbox.filters.conditions import Condition
@@ -94,6 +94,13 @@ class _Answer:
     args: tuple[int, ...]
     arch: Arch
     _pending: Pending
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: two would answer for one."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled: the call waits for this process's answer; send its call, args"
+            " and pid"
+        )
 
     def deny(self, errno: int | str = "EPERM") -> None:
         """Fail the call.

@@ -183,7 +183,7 @@ class Program:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What will happen, before it happens: `print(plan)` reads like strace, grouped by who asked.
 
@@ -239,6 +239,11 @@ class Plan:
         from sandbox.listing import to_json
 
         return to_json(self)
+
+    def __repr__(self) -> str:
+        """Show the command and how many steps it takes; `print` shows them."""
+        words = [word.decode(errors="replace") for word in self.command.argv]
+        return f"<Plan of {sum(map(len, self.segments))} steps for {words}>"
 
     def __str__(self) -> str:
         """Show every step, grouped by the builder call that asked for it."""

@@ -424,3 +424,8 @@ def in_child(function: "object", *args: object) -> None:
         code = os.waitstatus_to_exitcode(status)
         name = signal.Signals(-code).name if code < 0 else str(code)
         pytest.fail(f"in the child ({name}):\n{text}", pytrace=False)
+
+
+def raising(error: BaseException) -> None:
+    """Raise an error; for a worker, which finds this module by its name."""
+    raise error

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from itertools import repeat
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
+from typing import Any, Final, NamedTuple, NoReturn, Self, TYPE_CHECKING, cast
 
 from sandbox.events._fanotify_group import Group
 from sandbox.events._mask import Says
@@ -76,6 +76,13 @@ class FanotifyEvent(_Tuple):
     __eq__ = object.__eq__
     __ne__ = object.__ne__
     __hash__ = object.__hash__
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: two would answer, and close, for one."""
+        raise TypeError(
+            "FanotifyEvent cannot be pickled: its descriptors, and the answer, are this process's own; send its mask,"
+            " pid and filename"
+        )
 
     access_event = Says(FanotifyMask.ACCESS, "Whether a file was read.")
     modify_event = Says(FanotifyMask.MODIFY, "Whether a file was written.")

@@ -84,6 +84,12 @@ def value_error(error: OSError) -> OSError:
     return made
 
 
+def unpicklable(thing: object) -> str:
+    """Say why what owns a descriptor is not pickled, and what to do."""
+    name = type(thing).__name__
+    return f"{name} cannot be pickled: its descriptor is this process's own; make one there, or socket.send_fds() it"
+
+
 class EventLike(Generic[E]):
     """A file-like object that yields events instead of bytes.
 
@@ -378,7 +384,7 @@ class EventLike(Generic[E]):
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied: two objects would own one descriptor."""
-        raise TypeError(f"cannot pickle {type(self).__name__}: it owns a descriptor of this process")
+        raise TypeError(unpicklable(self))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._fd < 0 else f'fd={self._fd}'}>"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import TracebackType, coroutine
 from typing import TYPE_CHECKING, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, cast
 
-from sandbox.events.base import CLOSED, EventLike, alive
+from sandbox.events.base import CLOSED, EventLike, alive, unpicklable
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -330,7 +330,7 @@ class EventLike_async(Generic[E]):  # noqa: N801  # Butter's names: the object's
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied: two objects would own one descriptor."""
-        raise TypeError(f"cannot pickle {type(self).__name__}: it owns a descriptor of this process")
+        raise TypeError(unpicklable(self))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self.closed else f'fd={self.fileno()}'}>"

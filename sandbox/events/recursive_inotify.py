@@ -60,6 +60,17 @@ class RecursiveEvent(InotifyEvent):
     found: bool
     old_path: str | None
 
+    def __eq__(self, other: object) -> bool:
+        """Compare with where it happened; with a plain tuple as a tuple."""
+        if isinstance(other, RecursiveEvent) and vars(other) != vars(self):
+            return False
+        return tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = InotifyEvent.__hash__
+
     @property
     def path_bytes(self) -> bytes:
         """The path as the kernel has it."""

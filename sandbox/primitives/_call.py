@@ -1,8 +1,19 @@
 """What every primitive needs: the check of a result, and arguments made exact before the call."""
 
 import os
+from typing import NoReturn
 
 from sandbox.arguments import Fd as Fd, HasFileno as HasFileno, StrOrBytesPath as StrOrBytesPath
+
+
+class Held:
+    """What the kernel knows by its address, or by a descriptor that it owns."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        raise TypeError(f"{type(self).__name__} cannot be pickled: its memory is this process's own; make one there")
 
 
 def check(result: int, filename: StrOrBytesPath | None = None, filename2: StrOrBytesPath | None = None) -> int:

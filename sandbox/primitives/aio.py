@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sandbox._native import ffi, lib
 from sandbox.primitives._buffers import RW_MAX, export, iovec_of
-from sandbox.primitives._call import Fd, check, fd_of, in_range
+from sandbox.primitives._call import Fd, Held, check, fd_of, in_range
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -65,7 +65,7 @@ _FLAG_RESFD = 1
 _FLAG_IOPRIO = 2
 
 
-class Iocb:
+class Iocb(Held):
     """A control block: one request, with the memory that it reads or writes.
 
     Args:
@@ -287,7 +287,7 @@ def nanoseconds(timeout: float | None) -> int:
     return int(min(timeout, 2**31) * 1_000_000_000)
 
 
-class LinuxAio:
+class LinuxAio(Held):
     """A context with its eventfd and a queue of control blocks: what `sandbox.events.Aio` stands on.
 
     The same interface as `IoUring`. `prepare` is called with an opcode, a descriptor, memory exported by

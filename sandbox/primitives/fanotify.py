@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from sandbox._native import ffi, lib
-from sandbox.primitives._call import Fd, StrOrBytesPath, check, fd_of, in_range, os_error, path_bytes
+from sandbox.primitives._call import Fd, Held, StrOrBytesPath, check, fd_of, in_range, os_error, path_bytes
 from sandbox.primitives.fanotify_numbers import (
     FAN_EVENT_INFO_TYPE_DFID,
     FAN_EVENT_INFO_TYPE_DFID_NAME,
@@ -100,7 +100,7 @@ _DIRECTORY_DIFFERS: int = lib.FANOTIFY_DIFFER_DIRECTORY
 _MASK_DIFFERS: int = lib.FANOTIFY_DIFFER_MASK
 
 
-class FanotifyBatch:
+class FanotifyBatch(Held):
     """The memory that records are read into, for one reader at a time.
 
     Args:

@@ -8,7 +8,7 @@ from enum import IntFlag
 from typing import Any, Final, NamedTuple
 
 from sandbox._native import ffi, lib
-from sandbox.primitives._call import Fd, StrOrBytesPath, check, fd_of, in_range, os_error, path_bytes
+from sandbox.primitives._call import Fd, Held, StrOrBytesPath, check, fd_of, in_range, os_error, path_bytes
 
 __all__ = [
     "inotify_init",
@@ -135,7 +135,7 @@ class InotifyColumns(NamedTuple):
     name: Sequence[str]
 
 
-class InotifyBatch:
+class InotifyBatch(Held):
     """The memory that records are read into, for one reader at a time."""
 
     __slots__ = ("_batch", "_cookie", "_mask", "_records", "_wd")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sandbox._native import ffi, lib
 from sandbox.primitives._buffers import export
-from sandbox.primitives._call import Fd, check, fd_of, in_range, os_error
+from sandbox.primitives._call import Fd, Held, check, fd_of, in_range, os_error
 from sandbox.primitives.aio import nanoseconds
 from sandbox.primitives.io_uring_numbers import IoUringFeature, IoUringOp, IoUringSetup
 
@@ -172,7 +172,7 @@ _FEATURES = IoUringFeature.SINGLE_MMAP | IoUringFeature.NODROP | IoUringFeature.
 _FLAGS = IoUringSetup.SUBMIT_ALL | IoUringSetup.COOP_TASKRUN | IoUringSetup.TASKRUN_FLAG | IoUringSetup.SINGLE_ISSUER
 
 
-class IoUring:
+class IoUring(Held):
     """A pair of mapped rings as a queue of requests: what `sandbox.events.Aio` stands on.
 
     The same interface as `LinuxAio`. `prepare` is called with an opcode, a descriptor, memory exported by

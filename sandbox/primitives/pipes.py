@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from sandbox._native import ffi, lib
-from sandbox.primitives._call import Fd, check, fd_of, in_range
+from sandbox.primitives._call import Fd, Held, check, fd_of, in_range
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -161,7 +161,7 @@ def vmsplice(fd: Fd, buffers: Buffers, flags: int = 0) -> int:
     return count
 
 
-class Pinned:
+class Pinned(Held):
     """Memory that a pipe refers to: it can be neither resized nor freed until this is released.
 
     Release it when the reader has read everything; change the memory earlier, and the reader sees the change.

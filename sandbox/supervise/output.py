@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from sandbox.arguments import StrOrBytesPath
 
@@ -63,6 +63,10 @@ class RotatingFile:
         ValueError: A size below 1, or keep below 0.
         OSError: It cannot be opened.
     """
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: two would move one file."""
+        raise TypeError("RotatingFile cannot be pickled: its file is open in this process; make one there")
 
     def __init__(self, path: StrOrBytesPath, size: int = 10 << 20, keep: int = 5) -> None:
         for name, value, least in (("size", size, 1), ("keep", keep, 0)):

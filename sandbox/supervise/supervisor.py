@@ -302,7 +302,10 @@ class Supervisor:
 
     def __reduce__(self) -> NoReturn:
         """Refuse: a supervisor is here and nowhere else."""
-        raise TypeError("a Supervisor cannot be pickled: it owns the processes of its services")
+        raise TypeError(
+            "Supervisor cannot be pickled: the processes of its services are this process's own; make it where they are"
+            " to run, and send its status()"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._epoll.closed else ", ".join(self._services) or "no services"

@@ -237,7 +237,7 @@ def test_objects_compare_by_identity_also_when_closed(kind: Kind):
 def test_pickling_and_copying_are_refused(kind: Kind):
     with kind.make() as one:
         for use in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(TypeError, match="cannot pickle"):
+            with pytest.raises(TypeError, match="cannot be pickled"):
                 use(one)
 
 

@@ -239,7 +239,7 @@ def test_twin_without_a_loop_can_be_asked_and_closed(kind: Kind):
 @in_own_process
 def test_pickling_and_copying_are_refused(kind: Kind):
     one = kind.make_async()
-    with pytest.raises(TypeError, match="cannot pickle"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         copy.copy(one)
     one.close()
 
