@@ -198,7 +198,7 @@ class ProcessControl(Accounted):
         limits = self._layers.limits
         exceeded = self._budget is not None and self._budget.exceeded
         if exceeded and self._cause is None and limits.when_output_full == "kill":
-            return Reason.OUTPUT_LIMIT, f"more than {limits.output} bytes of output, to which it is limited"
+            return Reason.OUTPUT_LIMIT, f"more than {limits.output} bytes: output is limited to that"
         return self._reason, self._detail
 
     def _made(self, stdout: Any, stderr: Any) -> Result[Any]:

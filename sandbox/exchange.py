@@ -3,6 +3,7 @@
 Whoever drives an `Exchange` waits for its descriptors: with poll in here, with a loop's callbacks elsewhere.
 """
 
+import codecs
 import errno
 import io
 import os
@@ -10,14 +11,31 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Final
 
 _CHUNK = 1 << 18
+
+# 24 days: poll() counts milliseconds in an int.
+_MOST_SECONDS: Final = 2_147_483
+
+
+def check_timeout(timeout: float) -> float:
+    """Return a timeout that poll() can wait for; one that has passed is one, as in subprocess.
+
+    Raises:
+        TypeError: No number.
+        ValueError: NaN, or more than poll() counts.
+    """
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
+    if not timeout <= _MOST_SECONDS:
+        raise ValueError(f"timeout must be at most {_MOST_SECONDS} seconds, or None for no limit, got {timeout}")
+    return max(timeout, 0.0)
 
 
 def deadline_of(timeout: float | None) -> float | None:
     """Return the moment on the monotonic clock at which a timeout is over."""
-    return None if timeout is None else time.monotonic() + timeout
+    return None if timeout is None else time.monotonic() + check_timeout(timeout)
 
 
 def milliseconds(deadline: float | None) -> int | None:
@@ -205,8 +223,29 @@ def close_stream(stream: IO[Any]) -> None:
         return
 
 
+def check_coding(encoding: str | None, errors: str | None) -> None:
+    """Refuse an encoding, or a way to handle errors, that there is not.
+
+    Raises:
+        TypeError: No str.
+        LookupError: No such one.
+    """
+    for name, value, look in (("encoding", encoding, codecs.lookup), ("errors", errors, codecs.lookup_error)):
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str or None, not {type(value).__name__}")
+        look(value)
+
+
 def decoder(encoding: str | None, errors: str | None) -> Callable[[bytes], str]:
-    """Return what turns output into text, newlines translated, as subprocess does it."""
+    """Return what turns output into text, newlines translated, as subprocess does it.
+
+    Raises:
+        TypeError: No str.
+        LookupError: No such encoding or way to handle errors; before anything runs whose output could not be read then.
+    """
+    check_coding(encoding, errors)
     if encoding is None:
         import locale
 

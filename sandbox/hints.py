@@ -126,6 +126,12 @@ OF_A_RULE: Final[dict[int, str]] = {
 # Of the directory that is to be the root.
 OF_A_ROOT: Final[dict[int, str]] = {
     e.ENOENT: "the directory that is to be the root must exist on the host",
+    e.EINVAL: "what is to be the root must be a directory",
+    e.ENOTDIR: "what is to be the root must be a directory",
+}
+# Of the nodes of .dev().
+OF_A_NODE: Final[dict[int, str]] = {
+    e.ENOENT: "the host's /dev has no such node: leave it out of nodes",
 }
 # Of what the default mounts in a root of the caller's, where no method of the builder asked for it.
 OF_A_TREE: Final[dict[int, str]] = {
@@ -179,10 +185,12 @@ def hint_for(call: str, args: tuple[object, ...], number: int, origin: str = "")
         return OF_A_TERMINAL[number]
     if call == "openat" and origin == ".landlock()" and number in OF_A_RULE:
         return OF_A_RULE[number]
-    if call == "open_tree" and origin.startswith(".rootfs(") and number in OF_A_ROOT:
+    if call in {"open_tree", "move_mount"} and origin.startswith(".rootfs(") and number in OF_A_ROOT:
         return OF_A_ROOT[number]
     if call == "openat2" and origin.startswith((".cwd(", "cwd=")) and number in OF_A_CWD:
         return OF_A_CWD[number]
     if call == "openat2" and origin == "Sandbox()" and number in OF_A_TREE:
         return OF_A_TREE[number]
+    if call == "open_tree" and origin.startswith(".dev(") and number in OF_A_NODE:
+        return OF_A_NODE[number]
     return BY_CALL.get((call, number)) or OF_ANY.get(number)

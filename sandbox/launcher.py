@@ -473,6 +473,10 @@ class Launcher:
                     out_of_memory = prepared.group.full()
             if out_of_memory is not None:
                 error.hint = f"{out_of_memory}; the set-up itself takes some hundred KiB of limit(memory=)"
+            elif error.errno == errno.ENOENT and error.call.startswith("execve(") and error.filename:
+                from sandbox.shown import why_hidden
+
+                error.hint = why_hidden(self._spec, error.filename) or error.hint
         self._dismiss(prepared)
         if not isinstance(error, SetupError):
             return

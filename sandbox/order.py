@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypedDict
 
-from sandbox.arguments import Fd, StrOrBytesPath, process_name
+from sandbox.arguments import Fd, StrOrBytesPath, path_text, process_name
 from sandbox.plan import Plan
 from sandbox.streams import DEVNULL, Stream, Streams, check_stream, extra_fds
 from sandbox.template import environment
@@ -42,6 +42,25 @@ class PopenOptions(LaunchOptions, total=False):
     hold: bool
 
 
+# Of subprocess, and not here: what to say instead.
+_ELSEWHERE: Final = {
+    "capture_output": "it is for run(); say stdout=PIPE, stderr=PIPE",
+    "check": "it is for run(); say result().check_returncode()",
+    "close_fds": "descriptors are closed always; say pass_fds or fds for those that are not to be",
+    "extra_groups": "say Sandbox.user()",
+    "group": "say Sandbox.user()",
+    "input": "it is for run(); say communicate(input)",
+    "preexec_fn": "nothing of the caller's runs between clone and exec",
+    "process_group": "the command has a session of its own; see Sandbox.new_session()",
+    "restore_signals": "all signals have their default action",
+    "shell": 'there is no shell but one that is asked for: ["sh", "-c", ...]',
+    "start_new_session": "the command has a session of its own; see Sandbox.new_session()",
+    "timeout": "it is for run(); say wait(timeout), communicate(timeout=...) or result(timeout)",
+    "umask": "say Sandbox.umask()",
+    "universal_newlines": "say text=True",
+    "user": "say Sandbox.user()",
+}
+
 _OPTIONS: Final = frozenset({"env", "cwd", "executable", "name", "pass_fds", "fds"})
 _POPEN_OPTIONS: Final = _OPTIONS | {"hold", "pty"}
 
@@ -55,15 +74,26 @@ def words_of(args: Args, executable: StrOrBytesPath | None = None) -> tuple[tupl
     """
     if isinstance(args, str | bytes | os.PathLike):
         raise TypeError(f"args must be a sequence of words, not one {type(args).__name__}: there is no shell")
-    argv = tuple(map(os.fsencode, args))
+    if not isinstance(args, list | tuple | Sequence):
+        raise TypeError(f"args must be a sequence of words, such as a list, not {type(args).__name__}")
+    try:
+        argv = tuple(map(os.fsencode, args))
+    except TypeError:
+        raise TypeError(f"args must be made of str, bytes or os.PathLike, got {_odd(args)}") from None
     if not argv:
         raise ValueError("args must hold at least the program")
-    program = argv[0] if executable is None else os.fsencode(executable)
+    program = argv[0] if executable is None else os.fsencode(path_text(executable, "executable"))
     if not program:
         raise ValueError("the program's name is empty")
     if any(b"\0" in word for word in argv) or b"\0" in program:
         raise ValueError(f"args must not hold a NUL byte, got {args!r}")
     return argv, program
+
+
+def _odd(args: Sequence[Any]) -> str:
+    """Show the first that is no word, and where it stands."""
+    place, word = next((n, one) for n, one in enumerate(args) if not isinstance(one, str | bytes | os.PathLike))
+    return f"{word!r} as args[{place}]"
 
 
 class Environment:
@@ -131,9 +161,9 @@ def order_of(
     argv, program = words_of(args, executable)
     inside_cwd = None
     if cwd is not None:
-        inside_cwd = os.fsdecode(cwd)
-        if not inside_cwd.startswith("/"):
-            raise ValueError(f"cwd must be an absolute path inside, got {cwd!r}")
+        inside_cwd = path_text(cwd, "cwd")
+        if not inside_cwd.startswith("/") or "\0" in inside_cwd:
+            raise ValueError(f"cwd must be an absolute path inside, without NUL, got {cwd!r}")
     values: tuple[tuple[str, bytes], ...] = ()
     if pty is not False:
         from sandbox.terminal import values_of
@@ -154,13 +184,23 @@ def order_of(
     )
 
 
+def _instead(name: str, *, attended: bool) -> str:
+    """Say where an argument belongs that is not one of a launch."""
+    if name in _ELSEWHERE:
+        return f": {_ELSEWHERE[name]}"
+    if name in _POPEN_OPTIONS:
+        return ": it is for popen()"
+    known = sorted((_POPEN_OPTIONS if attended else _OPTIONS) | {"stdin", "stdout", "stderr"})
+    return f"; the options are {', '.join(known)}"
+
+
 def ordered(
     args: Args, stdin: Stream, stdout: Stream, stderr: Stream, options: Mapping[str, Any], attended: bool
 ) -> tuple[Order, Streams]:
     """Check a command and make its pipes; what is made is closed again when that fails."""
     for name in options:
         if name not in (_POPEN_OPTIONS if attended else _OPTIONS):
-            raise TypeError(f"unexpected keyword argument {name!r}")
+            raise TypeError(f"unexpected keyword argument {name!r}{_instead(name, attended=attended)}")
     # First of all: a pipe of ours must not take the number of a descriptor that the caller has closed.
     order = order_of(args, attended=attended, **options)
     given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}

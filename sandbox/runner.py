@@ -2,9 +2,9 @@
 
 import io
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
-from sandbox.exchange import LimitedFile, decoder
+from sandbox.exchange import LimitedFile, check_timeout, decoder
 from sandbox.order import Args, Order, PopenOptions, RunOptions, ordered
 from sandbox.streams import DEVNULL, PIPE, Stream, Streams
 
@@ -29,8 +29,15 @@ def _fed(stdin: Stream, input: Any, encoding: str | None, errors: str | None, *,
         return stdin, None
     if stdin not in {DEVNULL, PIPE}:
         raise ValueError("stdin and input arguments may not both be used")
-    if is_text != isinstance(input, str):
-        raise TypeError("input must be str with text, and bytes without")
+    if is_text and not isinstance(input, str):
+        raise TypeError(f"input must be str, for text, encoding or errors is given, not {type(input).__name__}")
+    if isinstance(input, str) and not is_text:
+        raise TypeError("input must be bytes, not str; with text=True or an encoding it is str")
+    if not is_text:
+        try:
+            memoryview(input).release()
+        except TypeError:
+            raise TypeError(f"input must be bytes, or another buffer, not {type(input).__name__}") from None
     return PIPE, input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
 
 
@@ -134,9 +141,12 @@ class Runner:
         """
         is_text = bool(text) or encoding is not None or errors is not None
         stdout, stderr = _captured(capture_output, stdout, stderr)
+        decode = decoder(encoding, errors) if is_text else None
         stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
+        if timeout is not None:
+            check_timeout(timeout)
         process = self._open(args, stdin, stdout, stderr, 0, None, options, attended=False)
-        result = process._finish(data, timeout, decoder(encoding, errors) if is_text else None)
+        result = process._finish(data, timeout, decode)
         if check:
             result.check_returncode()
         return result
@@ -196,9 +206,12 @@ class Runner:
         """
         is_text = bool(text) or encoding is not None or errors is not None
         stdout, stderr = _captured(capture_output, stdout, stderr)
+        decode = decoder(encoding, errors) if is_text else None
         stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
+        if timeout is not None:
+            check_timeout(timeout)
         process, streams = await self._open_async(args, stdin, stdout, stderr, options, attended=False)
-        result = await process._finish(streams, data, timeout, decoder(encoding, errors) if is_text else None)
+        result = await process._finish(streams, data, timeout, decode)
         if check:
             result.check_returncode()
         return result
@@ -282,6 +295,10 @@ class Runner:
         for name in ("text", "encoding", "errors", "universal_newlines"):
             if given.get(name):
                 raise ValueError(f"{name} is not for popen_async: its streams are of bytes, as asyncio's")
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"limit must be a number of bytes, not {type(limit).__name__}")
+        if limit < 1:
+            raise ValueError(f"limit must be 1 or more bytes, got {limit}")
         stdin, stdout, stderr = given.pop("stdin", DEVNULL), given.pop("stdout", None), given.pop("stderr", None)
         process, streams = await self._open_async(args, stdin, stdout, stderr, given)
         try:
@@ -356,6 +373,10 @@ class Runner:
         Raises:
             SetupError: It could not be launched; the payload never ran, and nothing is left.
         """
+        if cast(Any, bufsize) is None:  # subprocess takes it
+            bufsize = -1
+        if isinstance(bufsize, bool) or not isinstance(bufsize, int):
+            raise TypeError(f"bufsize must be an int, not {type(bufsize).__name__}")
         wrap = None
         if text or encoding is not None or errors is not None:
 
@@ -370,7 +391,7 @@ class Runner:
 
             if bufsize == 0:
                 bufsize = -1
+        decode = None if wrap is None else decoder(encoding, errors)
         process = self._open(args, stdin, stdout, stderr, bufsize, wrap, options)
-        if wrap is not None:
-            process._decode = decoder(encoding, errors)
+        process._decode = decode
         return process

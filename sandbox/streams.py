@@ -120,12 +120,19 @@ def descriptor(stream: Any, name: str) -> int:
     if fd < 0:
         raise ValueError(f"{name} must be a descriptor of at least 0, got {fd}")
     # A closed number could become one of the launch's own before the payload gets it.
-    fcntl.fcntl(fd, fcntl.F_GETFD)
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError as error:
+        raise OSError(error.errno, f"{name} is descriptor {fd}, which is not open") from None
     return fd
 
 
 def extra_fds(pass_fds: Iterable[int], fds: Mapping[int, Fd]) -> dict[int, int]:
     """Return the descriptors by their numbers inside, in ascending order."""
+    if not isinstance(fds, Mapping):
+        raise TypeError(f"fds must map numbers inside to descriptors, not {type(fds).__name__}")
+    if isinstance(pass_fds, str | bytes) or not isinstance(pass_fds, Iterable):
+        raise TypeError(f"pass_fds must be an iterable of descriptors, not {type(pass_fds).__name__}")
     extra = {fd: descriptor(fd, "pass_fds") for fd in pass_fds} | {
         inside: descriptor(outside, "fds") for inside, outside in fds.items()
     }
@@ -133,5 +140,8 @@ def extra_fds(pass_fds: Iterable[int], fds: Mapping[int, Fd]) -> dict[int, int]:
         if isinstance(inside, bool) or not isinstance(inside, int):
             raise TypeError(f"fds must map numbers to descriptors, got {inside!r}")
         if not 3 <= inside < 1 << 20:
-            raise ValueError(f"a descriptor's number inside must be at least 3 and below 2**20, got {inside}")
+            raise ValueError(
+                f"fds and pass_fds: a number inside must be at least 3 (stdin, stdout, stderr are the others) and below"
+                f" 2**20, got {inside}"
+            )
     return dict(sorted(extra.items()))

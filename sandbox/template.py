@@ -190,9 +190,14 @@ def environment(variables: Mapping[str, str]) -> tuple[bytes, ...]:
     """Encode variables as execve wants them.
 
     Raises:
+        TypeError: A name or a value is no str.
         ValueError: A name is empty or holds "=", or anything holds a NUL byte.
     """
-    return tuple(_variable(name, value) for name, value in variables.items())
+    try:
+        return tuple(_variable(name, value) for name, value in variables.items())
+    except AttributeError:
+        odd = next(item for item in variables.items() if not all(isinstance(one, str) for one in item))
+        raise TypeError(f"env must map str to str, got {odd[0]!r}: {odd[1]!r}") from None
 
 
 def _variable(name: str, value: str) -> bytes:

@@ -39,15 +39,17 @@ def judge(returncode: int, error: int, limits: Limits, usage: Usage, *, filtered
     """
     reason, detail = ended_by(returncode, filtered=filtered)
     if error == errno.ETIME:
-        return Reason.TIMEOUT, f"killed after {usage.wall:.2f} seconds: limit(wall_time={limits.wall_time:g})"
+        return Reason.TIMEOUT, f"killed after {usage.wall:.2f} seconds: wall_time is limited to {limits.wall_time:g}"
     if error == errno.EDQUOT:
-        said = f"killed after {limits.cpu_time:g} seconds of CPU time of all processes: limit(cpu_time=)"
+        said = f"killed after {limits.cpu_time:g} seconds of CPU time of all processes: cpu_time is limited to that"
         return Reason.CPU_TIME, said
     if limits.cpu_time is not None:
         # A shell whose child ends by a signal exits with 128 and the signal.
         share = _SHARE_OF_CPU_TIME.get(-returncode if returncode < 0 else returncode - 128)
         if share is not None and usage.cpu_time >= share * limits.cpu_time:
-            said = f"{detail}, after {usage.cpu_time:.2f} seconds of CPU time: limit(cpu_time={limits.cpu_time:g})"
+            said = (
+                f"{detail}, after {usage.cpu_time:.2f} seconds of CPU time: cpu_time is limited to {limits.cpu_time:g}"
+            )
             return Reason.CPU_TIME, said
     return reason, detail
 

@@ -14,6 +14,21 @@ __all__ = ["as_completed", "as_completed_async", "wait_any", "wait_any_async"]
 P = TypeVar("P", bound=ProcessControl)
 
 
+def _several(processes: Iterable[P]) -> list[P]:
+    """Return processes without repetition.
+
+    Raises:
+        TypeError: One alone, or something else.
+    """
+    if isinstance(processes, ProcessControl) or not isinstance(processes, Iterable):
+        raise TypeError(f"processes must be an iterable of them, not one {type(processes).__name__}")
+    found = list(dict.fromkeys(processes))
+    for one in found:
+        if not isinstance(one, ProcessControl):
+            raise TypeError(f"processes must be made of Process or Process_async, not {type(one).__name__}")
+    return found
+
+
 def wait_any(processes: Iterable[P], timeout: float | None = None) -> set[P]:
     """Wait until one of several processes has ended, and return those that have.
 
@@ -24,7 +39,7 @@ def wait_any(processes: Iterable[P], timeout: float | None = None) -> set[P]:
     Raises:
         ValueError: No process is given, and nothing could end the wait; or one is closed without having ended.
     """
-    waited = list(dict.fromkeys(processes))
+    waited = _several(processes)
     if not waited:
         raise ValueError("processes must hold at least one")
     return _wait(waited, deadline_of(timeout))
@@ -68,7 +83,7 @@ def as_completed(processes: Iterable[P], timeout: float | None = None) -> Iterat
     Raises:
         TimeoutError: Some still run; when the next one is asked for.
     """
-    return _as_completed(list(dict.fromkeys(processes)), deadline_of(timeout))
+    return _as_completed(_several(processes), deadline_of(timeout))
 
 
 def _as_completed(left: list[P], deadline: float | None) -> Iterator[P]:
@@ -87,7 +102,7 @@ async def wait_any_async(processes: Iterable[P]) -> set[P]:
     Raises:
         ValueError: No process is given, and nothing could end the wait.
     """
-    waited = list(dict.fromkeys(processes))
+    waited = _several(processes)
     if not waited:
         raise ValueError("processes must hold at least one")
     return await _wait_async(waited)
@@ -135,7 +150,7 @@ async def _end_of(loop: Any, process: ProcessControl) -> None:
 
 async def as_completed_async(processes: Iterable[P]) -> AsyncIterator[P]:
     """Yield processes as they end."""
-    left = list(dict.fromkeys(processes))
+    left = _several(processes)
     while left:
         ended = await _wait_async(left)
         for process in [one for one in left if one in ended]:

@@ -126,6 +126,7 @@ class Hints(_Rows):
             "a terminal": hints.OF_A_TERMINAL,
             "a rule of Landlock": hints.OF_A_RULE,
             "a root": hints.OF_A_ROOT,
+            "a node of /dev": hints.OF_A_NODE,
             "any": hints.OF_ANY,
         }
         every = {(f"`{call}`", number): text for (call, number), text in hints.BY_CALL.items()}

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from itertools import repeat
 from types import TracebackType
-from typing import Any, Final, NamedTuple, NoReturn, Self, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, cast
 
 from sandbox.events._fanotify_group import Group
 from sandbox.events._mask import Says

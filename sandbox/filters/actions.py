@@ -39,6 +39,8 @@ class Action:
     def __post_init__(self) -> None:
         if self.name not in _CODES:
             raise ValueError(f"name must be one of {', '.join(_CODES)}, got {self.name!r}")
+        if isinstance(self.data, bool) or not isinstance(self.data, int):
+            raise TypeError(f"data must be an int, not {type(self.data).__name__}")
         if not 0 <= self.data <= 0xFFFF:
             raise ValueError(f"data must be between 0 and 65535, got {self.data}")
 

@@ -129,7 +129,17 @@ class Arg:
         return self._compare("one_of", *values)
 
     def between(self, low: Value, high: Value) -> Condition:
-        """Hold when the argument lies between the two values, both included."""
+        """Hold when the argument lies between the two values, both included.
+
+        Args:
+            low: The least.
+            high: The greatest.
+
+        Raises:
+            ValueError: The first is more than the second: it would never hold.
+        """
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            raise ValueError(f"low must not be more than high, got {low} and {high}")
         return self._compare("between", low, high)
 
 

@@ -173,6 +173,7 @@ class Filter:
 
         Raises:
             FilterError: The profile says something that it cannot mean; names the place.
+            ValueError: The text of a profile instead of its path.
             OSError: The file cannot be read.
         """
         from sandbox.filters import oci  # only a profile needs it
@@ -343,8 +344,11 @@ class Filter:
         Both programs are followed through all their branches, so nothing that differs is missed.
 
         Raises:
+            TypeError: No filter.
             FilterError: A program made from bytes computes with arguments in a way that cannot be followed.
         """
+        if not isinstance(other, Filter):
+            raise TypeError(f"other must be a Filter, not {type(other).__name__}")
         return differences(bpf.decode(self.to_bytes()), bpf.decode(other.to_bytes()))
 
     def to_oci(self) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 import errno as _errno
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sandbox.arguments import StrOrBytesPath
+from sandbox.arguments import StrOrBytesPath, path_text
 from sandbox.errors import FilterError
 from sandbox.filters.actions import Action, Allow, Errno, Kill, KillThread, Log, Notify, Trace, Trap, decode, strictness
 from sandbox.filters.compiler import compile_rules, order_arches
@@ -66,11 +65,14 @@ def read(
     if isinstance(source, Mapping):
         profile: Any = source
     else:
-        with open(source, "rb") as stream:
+        path = path_text(source, "source")
+        if path.lstrip().startswith("{"):
+            raise ValueError("source must be a path, or what json.loads() made of the text, not the text itself")
+        with open(path, "rb") as stream:
             try:
                 profile = json.load(stream)
             except ValueError as error:
-                raise FilterError(f"{os.fsdecode(source)} is not JSON: {error}") from None
+                raise FilterError(f"{path} is not JSON: {error}") from None
     if isinstance(profile, Mapping) and "linux" in profile:
         profile = profile["linux"].get("seccomp")
     if not isinstance(profile, Mapping) or "defaultAction" not in profile:

@@ -41,8 +41,8 @@ def interrupted(process):
 TABLE = {
     Reason.EXITED: (Sandbox(), ["sh", "-c", "exit 3"], finished, 3, "exit status 3"),
     Reason.SIGNALED: (Sandbox(), ["sh", "-c", "kill -HUP $$"], finished, -1, "signal SIGHUP"),
-    Reason.TIMEOUT: (Sandbox().limit(wall_time=0.2), SLEEP, finished, -9, r"0\.\d+ seconds: limit\(wall_time=0\.2\)"),
-    Reason.CPU_TIME: (Sandbox().limit(cpu_time=1), BUSY, finished, None, r"seconds of CPU time.*limit\(cpu_time=1\)"),
+    Reason.TIMEOUT: (Sandbox().limit(wall_time=0.2), SLEEP, finished, -9, r"0\.\d+ seconds: wall_time .* 0\.2"),
+    Reason.CPU_TIME: (Sandbox().limit(cpu_time=1), BUSY, finished, None, r"CPU time: cpu_time is limited to 1"),
     Reason.OOM: (Sandbox().limit(memory="32M"), BOMB, finished, -9, r"memory"),
     Reason.SECCOMP: (
         Sandbox().seccomp(Filter.default().deny("getpriority", action=Kill)),
@@ -51,7 +51,7 @@ TABLE = {
         -signal.SIGSYS,
         "SIGSYS: the seccomp filter",
     ),
-    Reason.OUTPUT_LIMIT: (Sandbox().limit(output=1000), FLOOD, finished, -9, r"1000 bytes.*limit\(output=1000\)"),
+    Reason.OUTPUT_LIMIT: (Sandbox().limit(output=1000), FLOOD, finished, -9, r"1000 bytes: output is limited"),
     Reason.CANCELLED: (Sandbox(), SLEEP, interrupted, -9, "interrupted: Stop"),
     Reason.INIT_DIED: (Sandbox(), SLEEP, killed_init, -9, "PID 1 of the sandbox ended without a report"),
 }

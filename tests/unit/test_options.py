@@ -224,7 +224,7 @@ def test_parse_format_belongs_to_plan_only() -> None:
         (["--hostname", "", "true"], "--hostname '': name must have"),
         (["--user", "-1", "true"], "uid must be between"),
         (["--hostname", "x" * 65, "true"], "64 bytes"),
-        (["--share", "network", "true"], "a namespace is one of user, pid, net"),
+        (["--share", "network", "true"], 'namespaces must be of "user", "pid", "net"'),
         (["--network", "all", "true"], 'must be "none"'),
         (["--env", "=x", "true"], "a name must not be empty"),
         (["--cwd", "tmp", "true"], "absolute path"),
