@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sandbox import Process, Result, Sandbox
 from sandbox.errors import SandboxError, SetupError
 from sandbox.supervise import protocol
+from sandbox.supervise.closing import Closer
 from sandbox.supervise.definition import NOTIFY_INSIDE, Definition
 from sandbox.supervise.machine import Machine
 from sandbox.supervise.output import Lines, read_some
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _PF_EXITING: Final = 0x4
 _MAX_STORED: Final = 128
+_AT_ONCE: Final = 512  # notifications, before others have their turn
 
 log = logging.getLogger("sandbox.supervise")
 
@@ -64,6 +66,7 @@ class Service:
         self._probe: socket.socket | None = None
         self._streams: dict[int, Lines] = {}
         self._stored: list[tuple[str, int]] = []
+        self._closer = Closer()
         self._denials = -1
 
     # ── launching ──
@@ -265,10 +268,7 @@ class Service:
             loop._unwatch(fd)
             os.close(fd)
         self._streams.clear()
-        if self._notify is not None:
-            loop._unwatch(self._notify.fileno())
-            self._notify.close()
-            self._notify = None
+        self._close_notify()
         self._close_ready()
         self._close_probe()
         if process is not None:
@@ -361,15 +361,25 @@ class Service:
     # ── sd_notify ──
 
     def _notified(self) -> None:
-        while self._notify is not None and (message := protocol.receive(self._notify)) is not None:
+        for _ in range(_AT_ONCE):  # what is left makes it ready again
+            message = None if self._notify is None else protocol.receive(self._notify)
+            if message is None:
+                return
             keep: tuple[int, ...] = ()
             try:
                 if self._trusted(message):
                     keep = self._take(message)
             finally:
-                for fd in message.fds:
-                    if fd not in keep:
-                        os.close(fd)
+                self._closer.close(fd for fd in message.fds if fd not in keep)
+            if self._closer.full:
+                log.error("%s sends descriptors that cannot be closed: it is not listened to any more", self.name)
+                self._close_notify()
+
+    def _close_notify(self) -> None:
+        if self._notify is not None:
+            self._loop._unwatch(self._notify.fileno())
+            self._closer.close([self._notify.detach()])
+            self._notify = None
 
     def _trusted(self, message: "Message") -> bool:
         """Say whether a message comes from this service: by its sender's ancestors, or, when it is gone, its user."""
@@ -413,7 +423,7 @@ class Service:
         for stored in list(self._stored):
             if label is None or stored[0] == label:
                 self._stored.remove(stored)
-                os.close(stored[1])
+                self._closer.close([stored[1]])
 
 
 def _is_open(fd: int) -> bool:

@@ -24,6 +24,7 @@ from sandbox.supervise import (
     ServiceStarted,
     State,
     Supervisor,
+    protocol,
 )
 
 pytestmark = pytest.mark.needs_userns
@@ -503,6 +504,98 @@ send(b"STATUS=last")
         assert "last" == supervisor.status()["a"].text
     assert [0] == [one.result.returncode for one in events if isinstance(one, ServiceExited)]
     assert ServiceReady not in [type(one) for one in events]
+
+
+LINGER = """
+import array, os, socket, struct, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.connect(os.environ["NOTIFY_SOCKET"].replace("@", "\\0"))
+server = socket.create_server(("127.0.0.1", 0))
+ours = socket.create_connection(server.getsockname())
+theirs = server.accept()[0]  # which never reads
+ours.setblocking(False)
+try:
+    while True: ours.send(bytes(65536))
+except BlockingIOError: pass
+ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+os.read(3, 1)  # the supervisor does not look now
+first, *more = MESSAGES
+s.sendmsg([first], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [ours.fileno()]))])
+ours.close()
+for message in more: s.send(message)
+os.write(3, b"s")
+s.send(b"READY=1")
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("box", [None, Sandbox()], ids=["plain", "sandboxed"])
+@pytest.mark.parametrize(
+    "messages", [[b"X-OTHER=1"], [b"FDSTORE=1\nFDNAME=a", b"FDSTOREREMOVE=1\nFDNAME=a"]], ids=["not wanted", "stored"]
+)
+def test_socket_that_lingers_when_it_is_closed_keeps_nobody_waiting(box, messages):
+    """Its maker decides how long the last close of a socket takes; the service lets the supervisor have that."""
+
+    def check():
+        ours, theirs = socket.socketpair()
+        with Supervisor() as supervisor:
+            text = LINGER.replace("MESSAGES", repr(messages))
+            supervisor.add("a", python(text), sandbox=box, ready=Ready.notify(), sockets=[theirs], stop_timeout=0.1)
+            until(supervisor, ServiceStarted)
+            ours.send(b"g")
+            assert b"s" == ours.recv(1)
+            until(supervisor, ServiceReady)
+            # The control: a thread does wait.
+            (closer,) = [one for one in threading.enumerate() if one.name == "sandbox-close"]
+            assert closer.daemon
+            supervisor.stop()
+            until(supervisor, ServiceExited)
+
+    harness.in_child(check)
+
+
+def test_service_whose_descriptors_cannot_be_closed_is_listened_to_no_more():
+    """They would fill the supervisor's table."""
+    flood = """
+null = os.open("/dev/null", os.O_RDONLY)
+while True: s.sendmsg([b"X=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * 200))])
+time.sleep"""
+
+    def check():
+        ours, theirs = socket.socketpair()
+        with Supervisor() as supervisor:
+            text = LINGER.replace("MESSAGES", "[b'X=1']").replace("time.sleep", flood)
+            supervisor.add(
+                "a", python(text), sandbox=Sandbox(), ready=Ready.notify(), sockets=[theirs], stop_timeout=0.1
+            )
+            until(supervisor, ServiceStarted)
+            before = len(os.listdir("/proc/self/fd"))
+            ours.send(b"g")
+            assert b"s" == ours.recv(1)
+            drive(supervisor, lambda: supervisor._services["a"]._notify is None)
+            assert 400 < len(os.listdir("/proc/self/fd")) - before < 1000
+
+    harness.in_child(check)
+
+
+def test_whoever_sends_faster_than_it_is_read_leaves_time_for_others(monkeypatch):
+    real = protocol.receive
+
+    def refilled(source):
+        """As with a sender that is always quicker: there is one more message whenever one was read."""
+        message = real(source)
+        sender.sendto(b"STATUS=talk", source.getsockname())
+        return message
+
+    with Supervisor() as supervisor, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        supervisor.add("a", shell("sleep 1000"), ready=Ready.notify(), stop_timeout=0.1)
+        supervisor.add("b", shell("echo >&$READY_FD; exec sleep 1000"), ready=Ready.fd())
+        until(supervisor, ServiceStarted, "a")
+        sender.sendto(b"STATUS=talk", supervisor._services["a"]._notify.getsockname())
+        with monkeypatch.context() as patch:
+            patch.setattr(protocol, "receive", refilled)
+            until(supervisor, ServiceReady, "b")
+            supervisor.step(0.0)
 
 
 # ── many ──
