@@ -22,6 +22,7 @@ from sandbox.primitives.secure_computing import (
 if TYPE_CHECKING:
     from sandbox.notify import Notifier
 
+_MOST: Final = 16 << 20  # bytes that one read may ask for
 _PATH_MAX: Final = 4096
 _PAGE: Final = 4096  # the smallest: a read that stays within one of these stays within any
 _MAX_ERRNO: Final = 4095
@@ -265,14 +266,15 @@ class Emulation(_Answer):
 
         Args:
             address: Where, as the target sees it: one of `args`.
-            size: How many bytes, all of which must be mapped.
+            size: How many bytes, all of which must be mapped: at most 16 MiB, for where the target says how many
+                it could otherwise fill this process's memory.
 
         Raises:
             OSError: EFAULT (not all mapped), EPERM (no right to look), ESRCH (the target does not wait any
                 more, or is not visible from this PID namespace).
-            ValueError: The notifier is closed.
+            ValueError: `size` is out of range, or the notifier is closed.
         """
-        data = self._peek(address, size)
+        data = self._peek(address, in_range(size, 0, _MOST, "size"))
         if len(data) < size:
             raise os_error(errno.EFAULT)
         return data

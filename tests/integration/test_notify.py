@@ -269,6 +269,18 @@ def test_emulation_of_a_bad_path_is_an_error_and_refuses(pointer, code):
         assert -1 == target.result()
 
 
+def test_emulation_reads_no_more_than_it_says_whatever_size_the_target_names():
+    buffer = ctypes.create_string_buffer(100)
+    with supervised(lambda: libc.pwrite(1, buffer, ctypes.c_size_t(2**31 - 1), 0), "pwrite64") as target, \
+            Notifier(target.listener) as notifier:  # fmt: skip
+        with notifier.read_event().emulate() as one:
+            for size in (one.args[2], 2**40, (16 << 20) + 1, -1):
+                with pytest.raises(ValueError, match="size"):
+                    one.read(one.args[1], size)
+            assert bytes(100) == one.read(one.args[1], 100)  # the control
+        assert -1 == target.result()
+
+
 class Race:
     """A target whose second thread rewrites the path while its first one waits in openat."""
 
