@@ -150,6 +150,10 @@ def gaps(spec: "Spec", caller: Caller) -> Iterator[str]:
         yield f"supplementary groups of the caller are kept ({kept}): an unprivileged caller cannot drop them"
     if spec.host_root and caller.uid == 0:
         yield "root's own id is mapped: what root may do with the files that are visible, the payload may"
+    if "net" not in spec.new_namespaces:
+        yield "the network is the caller's: what listens on its loopback and on abstract sockets can be reached"
+    if "pid" not in spec.new_namespaces and not fresh(spec, caller):
+        yield 'share("pid"): the payload has the caller\'s user, and may send signals to what that runs'
     if mapped_by_program(spec, caller):
         yield "the ids of id_ranges() are the caller's: every sandbox that it launches has the same"
 

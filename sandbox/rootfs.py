@@ -13,7 +13,9 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from sandbox import kernel as k
 
 READONLY_SYSTEM: Final = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
-_DEVICE: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
+_DEVICES: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
+# It can be written to all the same; its mode, owner and times cannot be changed, which are the host's.
+DEVICE: Final = _DEVICES | k.MOUNT_ATTR_RDONLY
 PRIVATE_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
 
 # What a minimal /dev has; the last two are file systems of the sandbox itself.
@@ -93,6 +95,7 @@ class Readonly(NamedTuple):
 
     target: str
     origin: str = ""
+    optional: bool = False
 
 
 class Root(NamedTuple):
@@ -116,11 +119,11 @@ def dev(target: str, *, shm: str | None, nodes: tuple[str, ...], origin: str, ow
         yield Dir(target, 0o755, origin)
     else:
         yield Filesystem(
-            "tmpfs", target, (("mode", "0755"), ("size", "65536")), _DEVICE, strict_target=True, origin=origin
+            "tmpfs", target, (("mode", "0755"), ("size", "65536")), _DEVICES, strict_target=True, origin=origin
         )
     for node in nodes:
         if node not in {"pts", "shm"}:
-            yield Bind(f"/dev/{node}", f"{target}/{node}", _DEVICE, is_file=True, system=own, origin=origin)
+            yield Bind(f"/dev/{node}", f"{target}/{node}", DEVICE, is_file=True, system=own, origin=origin)
     yield Symlink("/proc/self/fd", f"{target}/fd", origin)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         yield Symlink(f"/proc/self/fd/{number}", f"{target}/{name}", origin)

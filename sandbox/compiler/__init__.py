@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from sandbox import kernel as k
 from sandbox.compiler.draft import Draft, Variant
-from sandbox.compiler.mounts import Writer, mount_attributes
+from sandbox.compiler.mounts import Writer, mount_attributes, verified_proc
 from sandbox.compiler.namespaces import limit_time, make_namespaces, make_time_namespace, set_names, tell_freezer
 from sandbox.compiler.payload import start_payload
 from sandbox.compiler.privileges import CAP_SETFCAP, drop_privileges
@@ -94,7 +94,7 @@ def compile_tree(tree: Tree, caller: Caller) -> Plan:
     program.segment = "stage"
     flags: Flag = k.CLONE_NEWNS
     if not caller.privileged:
-        proc = program.call("openat", k.AT_FDCWD, "/proc", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, name="proc")
+        proc = verified_proc(program)
         flags = flags | k.CLONE_NEWUSER
     init = program.call("clone", flags, -1, name="init")
     if not caller.privileged:
@@ -173,8 +173,7 @@ def _init(draft: Draft) -> None:
     if draft.nested:
         # The caller's /proc, while it can be seen: the sandbox may have none.
         program.origin = "capabilities"
-        flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
-        program.call("openat", k.AT_FDCWD, "/proc", flags, 0, result=draft.proc_inside)
+        verified_proc(program, draft.proc_inside)
     program.origin = "PID 1"
     program.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0)
     if not draft.new_user:

@@ -18,6 +18,7 @@ from sandbox import kernel as k
 from sandbox.kernel import Flag
 from sandbox.plan import Data, Late, Program, Ref
 from sandbox.rootfs import (
+    DEVICE,
     PRIVATE_FS,
     READONLY_SYSTEM,
     Bind,
@@ -67,9 +68,10 @@ def _name_of(path: str) -> str:
     return path.strip("/").replace("/", "_").replace(".", "_").replace("-", "_") or "root"
 
 
-def verified_proc(program: Program) -> Ref:
+def verified_proc(program: Program, result: Ref | None = None) -> Ref:
     """Open the caller's /proc: id maps are written to a real procfs or not at all."""
-    proc = program.call("openat", k.AT_FDCWD, "/proc", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, name="proc")
+    flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+    proc = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc", result=result)
     status = program.data(bytes(120), "status")
     program.call("fstatfs", proc, status)
     program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
@@ -256,7 +258,7 @@ class Writer:
             case Mask():
                 self._mask(path)
             case Readonly():
-                self._readonly(path)
+                self._readonly(path, optional=entry.optional)
 
     def _make_parents(self, at: Ref, relative: str) -> None:
         parts = relative.split("/")[:-1]
@@ -317,17 +319,19 @@ class Writer:
         call("fsconfig", context, k.FSCONFIG_SET_FLAG, "ro", k.NONE, 0)
         call("fsconfig", context, k.FSCONFIG_CMD_RECONFIGURE, k.NONE, k.NONE, 0)
         call("move_mount", mount, "", point, "", move)
-        call("skip", tolerate=(11,), skip=3)
+        call("skip", tolerate=(11,), skip=4)
         made = len(self.program.segments[self.program.segment]) - before
         steps = self.program.segments[self.program.segment]
         steps[before - 1] = steps[before - 1]._replace(skip=made)
         point = self._open_inside(path, k.O_PATH)
         null = call("open_tree", k.AT_FDCWD, "/dev/null", k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC, name="null")
+        readonly = mount_attributes(self.program, DEVICE, private=True)
+        call("mount_setattr", null, "", k.AT_EMPTY_PATH, readonly, 32)
         call("move_mount", null, "", point, "", move)
 
-    def _readonly(self, path: str) -> None:
+    def _readonly(self, path: str, *, optional: bool) -> None:
         call = self.program.call
-        point = self._open_inside(path, k.O_PATH)
+        point = self._open_inside(path, k.O_PATH, tolerate=(ENOENT,) if optional else (), skip=3 if optional else 0)
         clone = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE | k.AT_EMPTY_PATH
         mount = call("open_tree", point, "", clone, name=_name_of(path) + "_ro")
         attributes = mount_attributes(self.program, k.MOUNT_ATTR_RDONLY, private=True)

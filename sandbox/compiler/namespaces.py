@@ -130,17 +130,13 @@ def make_time_namespace(draft: "Draft") -> None:
     offsets = {"monotonic": spec.monotonic, "boottime": spec.boottime}
     if not any(offsets.values()) and spec.init:
         return
-    flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
-    proc = program.call("openat", k.AT_FDCWD, "/proc", flags, 0, name="proc")
+    proc = verified_proc(program)
     if any(offsets.values()):
         said = [f"{name}={value / 1e9:g}" for name, value in offsets.items() if value]
         program.origin = f".time_offset({', '.join(said)})"
         if draft.caller.privileged:
             # The uid change made the files of this process in /proc root's own.
             program.call("prctl", k.PR_SET_DUMPABLE, 1, 0, 0, 0)
-        status = program.data(bytes(120), "status")
-        program.call("fstatfs", proc, status)
-        program.call("check", status, 8, k.PROC_SUPER_MAGIC, 71)
         text = "".join(f"{name} {value // 10**9} {value % 10**9}\n" for name, value in offsets.items())
         program.call("write_proc_self", proc, "timens_offsets", text, len(text))
     if not spec.init:

@@ -1,15 +1,21 @@
 """The root file system: its entries, with what the host knows, and the steps that make it PID 1's."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sandbox import host, kernel as k
 from sandbox.identity import Caller, inside_ids, owned
-from sandbox.rootfs import Bind, Entry, File, Filesystem, Root, Symlink, dev
+from sandbox.rootfs import Bind, Entry, File, Filesystem, Readonly, Root, Symlink, dev
 from sandbox.spec import HOME, Dev, FileFrom, Python, Spec, System
 
 if TYPE_CHECKING:
     from sandbox.compiler.draft import Draft
+
+# What belongs to the whole machine in a /proc: root's own id may write there without a capability, and in core_pattern
+# name a program that the kernel then runs with all of them.
+_OF_THE_MACHINE: Final = (
+    "acpi", "asound", "bus", "driver", "dynamic_debug", "fs", "irq", "scsi", "sys", "sysrq-trigger",
+)  # fmt: skip
 
 
 def entries_of(spec: Spec, caller: Caller, *, shown: bool = False) -> Iterator[Entry]:
@@ -52,6 +58,9 @@ def entries_of(spec: Spec, caller: Caller, *, shown: bool = False) -> Iterator[E
             yield entry._replace(is_file=True)
         else:
             yield entry
+        if isinstance(entry, Filesystem) and entry.fstype == "proc" and spec.host_root and caller.uid == 0:
+            for name in _OF_THE_MACHINE:
+                yield Readonly(f"{entry.target}/{name}", entry.origin, optional=True)
 
 
 def _python(spec: Spec, origin: str) -> Iterator[Entry]:
