@@ -267,6 +267,9 @@ class Sandbox(RootBuilder):
 
         The answers stay those of the filter. A refused call takes longer, for it waits until it was seen.
 
+        Args:
+            enabled: False: as without the call.
+
         Raises:
             FilterError: The filter says Notify: it has a supervisor already.
             ValueError: There is no filter.
@@ -363,7 +366,16 @@ class Sandbox(RootBuilder):
     # ── what the payload starts with ──
 
     def env(self, mapping: Mapping[str, str | None] = {}, /, **variables: str | None) -> Self:  # read only
-        """Set variables of the environment, as dict.update does; None unsets one."""
+        """Set variables of the environment, as dict.update does; None unsets one.
+
+        Args:
+            mapping: Names and values.
+            **variables: The same, as keywords.
+
+        Raises:
+            TypeError: A name that is no str, a value that is neither str nor None.
+            ValueError: An empty name, "=" in one, NUL anywhere.
+        """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must map str to str or None, not {type(mapping).__name__}")
         merged: dict[str, str] = dict(self._spec.env)
@@ -379,7 +391,11 @@ class Sandbox(RootBuilder):
         return self._with(env=tuple(merged.items()))
 
     def inherit_env(self, *names: str) -> Self:
-        """Take variables over from the caller, with the values that they have now; all of them without a name."""
+        """Take variables over from the caller, with the values that they have now; all of them without a name.
+
+        Args:
+            *names: Those that the caller does not have are passed over.
+        """
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"names must be str, not {type(name).__name__}")
@@ -392,7 +408,11 @@ class Sandbox(RootBuilder):
         return self._with(cwd=where, cwd_origin=f".cwd({quoted(where)})")
 
     def umask(self, mask: int) -> Self:
-        """Set the umask: 0 to 0o777."""
+        """Set the umask: 0 to 0o777.
+
+        Args:
+            mask: Permissions that a new file does not get.
+        """
         if isinstance(mask, bool) or not isinstance(mask, int):
             raise TypeError(f"mask must be an int, not {type(mask).__name__}")
         if not 0 <= mask <= 0o777:

@@ -393,6 +393,10 @@ class ProcessControl(Accounted):
     def resize(self, rows: int, columns: int) -> None:
         """Give the terminal another size; what runs in its foreground gets SIGWINCH.
 
+        Args:
+            rows: 1 to 65535.
+            columns: 1 to 65535.
+
         Raises:
             ValueError: There is no terminal, or a number is not between 1 and 65535.
         """

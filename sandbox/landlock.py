@@ -188,6 +188,10 @@ class Landlock:
         best_effort: What the kernel lacks, and a path that does not exist, is left out and reported as
             missing, where it is an error otherwise.
 
+    Attributes:
+        rights: What `path` has added.
+        log_flags: What `log` has chosen.
+
     Raises:
         TypeError: A string where a list of paths, ports or scopes is meant.
         ValueError: A relative path, a port that is none, an unknown scope.

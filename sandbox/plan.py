@@ -188,6 +188,12 @@ class Plan:
     """What will happen, before it happens: `print(plan)` reads like strace, grouped by who asked.
 
     A plan is a value: it compares, pickles, and has no side effect.
+
+    Attributes:
+        segments: The steps of each of the three processes.
+        command: What is executed in the end.
+        slots: How many descriptors the launch fills in.
+        flags: What init is told beside the steps.
     """
 
     segments: tuple[tuple[Call, ...], ...]

@@ -286,6 +286,9 @@ class Process(ProcessControl, Generic[AnyStr]):
 
         Output that is a pipe, and was not read yet, is drained meanwhile and in the result.
 
+        Args:
+            timeout: Seconds.
+
         Raises:
             TimeoutExpired: It still runs.
         """

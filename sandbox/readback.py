@@ -55,7 +55,13 @@ def parse_status(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount of a sandbox, as the kernel lists it."""
+    """One mount of a sandbox, as the kernel lists it.
+
+    Attributes:
+        target: Where, as the sandbox sees it.
+        fstype: "tmpfs", "proc", "ext4" ...
+        options: Of the mount and of its file system: "ro", "nosuid", "size=1024k" ...
+    """
 
     target: str
     fstype: str

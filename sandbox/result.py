@@ -16,7 +16,19 @@ CapabilitySet: TypeAlias = Literal["effective", "permitted", "inheritable", "bou
 
 
 class Reason(enum.StrEnum):
-    """Why the command ended."""
+    """Why the command ended; a str, "exited" for EXITED.
+
+    Attributes:
+        EXITED: By itself, with an exit status.
+        SIGNALED: By a signal that none of the others explains.
+        TIMEOUT: `limit(wall_time=)`, or the caller's `timeout`.
+        CPU_TIME: `limit(cpu_time=)`.
+        OOM: The memory of its control group was used up.
+        SECCOMP: SIGSYS, under a filter.
+        OUTPUT_LIMIT: `limit(output=)`, where that kills.
+        CANCELLED: The caller was interrupted by an exception, and killed it.
+        INIT_DIED: PID 1 of the sandbox was killed from outside, and could tell nothing.
+    """
 
     EXITED = "exited"
     SIGNALED = "signaled"

@@ -203,6 +203,14 @@ class Runner:
         """Run a command as `run` does, with its arguments and errors, without blocking the loop.
 
         Cancelled, it kills the whole tree, waits until that has gone, and lets the cancellation through.
+
+        Returns:
+            What `run` returns.
+
+        Raises:
+            SetupError: It could not be launched; the payload never ran, and nothing is left.
+            TimeoutExpired: The timeout passed.
+            CalledProcessError: check=True, and it failed.
         """
         is_text = bool(text) or encoding is not None or errors is not None
         stdout, stderr = _captured(capture_output, stdout, stderr)

@@ -60,7 +60,12 @@ def _checked(value: Value, name: str = "value") -> Value:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arg:
-    """An argument of a system call, before it is compared; see `arg()`."""
+    """An argument of a system call, before it is compared; see `arg()`.
+
+    Attributes:
+        index: Which, from 0.
+        mask: What of it is compared; None: all bits.
+    """
 
     index: int
     mask: Value | None = None

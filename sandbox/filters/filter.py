@@ -202,6 +202,10 @@ class Filter:
     def allow(self, call: str, /, *more: Any) -> "Filter":
         """Add a rule that allows: several calls or groups, or one with conditions that must all hold.
 
+        Args:
+            call: A call's name or a group's.
+            more: More names, or conditions.
+
         Raises:
             FilterError: As `rule()`.
         """
@@ -342,6 +346,9 @@ class Filter:
         """Return where two filters differ: each call and architecture, with an example of arguments.
 
         Both programs are followed through all their branches, so nothing that differs is missed.
+
+        Args:
+            other: To compare with.
 
         Raises:
             TypeError: No filter.

@@ -171,6 +171,9 @@ def io_setup(nr_events: int) -> int:
 def io_destroy(ctx: int) -> None:
     """Destroy a context: cancel what can be, and wait for the end of the rest.
 
+    Args:
+        ctx: What `io_setup` returned.
+
     Raises:
         OSError: EINVAL (no such context).
 
@@ -184,6 +187,10 @@ def io_submit(ctx: int, iocbs: Sequence[Iocb]) -> int:
     """Start requests in order; return how many were started, less than all when one was refused.
 
     Each control block, with its memory, is held until its event was read or the context is destroyed.
+
+    Args:
+        ctx: What `io_setup` returned.
+        iocbs: The requests, in order.
 
     Raises:
         OSError: The first was refused: EAGAIN (no room), EBADF (its descriptor), EINVAL (no such context, or
@@ -248,6 +255,10 @@ def io_pgetevents(
 
 def io_cancel(ctx: int, iocb: Iocb) -> None:
     """Ask for the end of a request; its event comes through `io_getevents` as every other.
+
+    Args:
+        ctx: What `io_setup` returned.
+        iocb: The request, as it was submitted.
 
     Raises:
         OSError: EINPROGRESS is success for the kernel and for this function. EINVAL (no such context, or the
@@ -346,6 +357,9 @@ class LinuxAio(Held):
 
     def cancel(self, number: int) -> bool:
         """End a request with ECANCELED; False when it is too late or of a kind that cannot be cancelled.
+
+        Args:
+            number: That of the request, as it was prepared.
 
         Raises:
             OSError: ESTALE (drained or forked).

@@ -15,7 +15,13 @@ __all__ = ["Ids", "setresuid", "setresgid", "getresuid", "getresgid", "setgroups
 
 
 class Ids(NamedTuple):
-    """The three ids of a kind that a process has."""
+    """The three ids of a kind that a process has.
+
+    Attributes:
+        real: Whose process it is.
+        effective: Whose permissions it has.
+        saved: To which it may change back.
+    """
 
     real: int
     effective: int

@@ -57,6 +57,9 @@ def eventfd(initval: int = 0, flags: int = EFD_CLOEXEC) -> int:
 def eventfd_read(fd: Fd) -> int:
     """Return the counter and set it to 0 or, of a semaphore, return 1 and subtract 1.
 
+    Args:
+        fd: An eventfd.
+
     Raises:
         OSError: EAGAIN (the counter is 0 and the descriptor is non-blocking).
 

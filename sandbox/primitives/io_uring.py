@@ -252,6 +252,9 @@ class IoUring(Held):
     def cancel(self, number: int) -> bool:
         """End a request with ECANCELED; False when it is too late.
 
+        Args:
+            number: That of the request, as it was prepared.
+
         Raises:
             OSError: ESTALE (drained or forked).
         """

@@ -139,7 +139,17 @@ _UINT64 = 2**64 - 1
 
 
 class SeccompNotif(NamedTuple):
-    """One system call that waits for an answer: struct seccomp_notif, its struct seccomp_data unfolded."""
+    """One system call that waits for an answer: struct seccomp_notif, its struct seccomp_data unfolded.
+
+    Attributes:
+        id: The kernel's number of the notification.
+        pid: The thread, as the supervisor's pid namespace numbers it; 0 when it is not visible there.
+        flags: None are known.
+        nr: Number of the system call.
+        arch: AUDIT_ARCH_*, whose number that is.
+        instruction_pointer: Where the thread was.
+        args: Six, of 64 bits each, whatever the architecture.
+    """
 
     id: int
     pid: int  # the thread, as the supervisor's PID namespace numbers it; 0 when it is not visible there
@@ -151,7 +161,13 @@ class SeccompNotif(NamedTuple):
 
 
 class SeccompNotifSizes(NamedTuple):
-    """Sizes in bytes of the kernel's structures."""
+    """Sizes in bytes of the kernel's structures.
+
+    Attributes:
+        notif: Of struct seccomp_notif.
+        response: Of struct seccomp_notif_resp.
+        data: Of struct seccomp_data.
+    """
 
     notif: int
     response: int

@@ -117,6 +117,9 @@ def timerfd_settime(fd: Fd, flags: int, value: int, interval: int = 0) -> Itimer
 def timerfd_gettime(fd: Fd) -> Itimerspec:
     """Return the time until the next expiration, relative always, and the interval.
 
+    Args:
+        fd: A timerfd.
+
     Raises:
         OSError: EINVAL (not a timerfd), EBADF.
 

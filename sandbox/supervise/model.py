@@ -76,7 +76,15 @@ class Restart:
         interval: float = 60.0,
         reset_after: float = 10.0,
     ) -> "Restart":
-        """Return: again after a failure; the arguments are the attributes."""
+        """Return: again after a failure; the arguments are the attributes.
+
+        Args:
+            backoff: Seconds before the first restart.
+            backoff_max: Seconds at most.
+            limit: Restarts within `interval` before it is given up; None: no limit.
+            interval: Seconds.
+            reset_after: Seconds of running after which `backoff` counts from the beginning.
+        """
         return Restart("on-failure", backoff, backoff_max, limit, interval, reset_after)
 
     @staticmethod
@@ -88,13 +96,29 @@ class Restart:
         interval: float = 60.0,
         reset_after: float = 10.0,
     ) -> "Restart":
-        """Return: again after any end; the arguments are the attributes."""
+        """Return: again after any end; the arguments are the attributes.
+
+        Args:
+            backoff: Seconds before the first restart.
+            backoff_max: Seconds at most.
+            limit: Restarts within `interval` before it is given up; None: no limit.
+            interval: Seconds.
+            reset_after: Seconds of running after which `backoff` counts from the beginning.
+        """
         return Restart("always", backoff, backoff_max, limit, interval, reset_after)
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """How a service shows that it is ready; made by one of the methods below."""
+    """How a service shows that it is ready; made by one of the methods below.
+
+    Attributes:
+        kind: "fd", "tcp", "call" or "notify".
+        number: Of `fd`: the descriptor, or None.
+        address: Of `tcp`: host and port.
+        check: Of `call`: the function.
+        every: Seconds between two questions.
+    """
 
     kind: Literal["fd", "tcp", "call", "notify"]
     number: int | None = None
@@ -194,7 +218,16 @@ class Settings:
 
 
 class State(enum.StrEnum):
-    """Where a service is."""
+    """Where a service is; a str, "starting" for STARTING.
+
+    Attributes:
+        STARTING: Its program runs, and is not ready yet.
+        READY: It can be used.
+        STOPPING: It was asked to end, or is being killed.
+        BACKOFF: It has ended, and is started again after a while.
+        STOPPED: It has ended, or was not started yet, and nothing is to be done.
+        FAILED: It has failed, and is not started again.
+    """
 
     STARTING = "starting"
     READY = "ready"

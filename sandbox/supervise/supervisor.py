@@ -104,6 +104,11 @@ class Supervisor:
     def replace(self, name: str, args: "Args", **options: Unpack[ServiceOptions]) -> None:
         """Give a service another definition, and restart it with that if it runs, else start it.
 
+        Args:
+            name: Of a service that there is.
+            args: As in `add`.
+            **options: As in `add`; what is left out is not as it was before, but as in `add`.
+
         Raises:
             ValueError: There is no such service; or as in `add`.
             TypeError: As in `add`.
@@ -127,6 +132,9 @@ class Supervisor:
     def remove(self, name: str) -> None:
         """Stop a service, and forget it when it has ended.
 
+        Args:
+            name: Of a service that there is.
+
         Raises:
             ValueError: There is no such service, or another comes after it.
         """
@@ -138,6 +146,9 @@ class Supervisor:
     def restart(self, name: str) -> None:
         """Stop a service if it runs, then start it, whatever its policy and its past.
 
+        Args:
+            name: Of a service that there is.
+
         Raises:
             ValueError: There is no such service.
         """
@@ -147,6 +158,9 @@ class Supervisor:
 
     def reload(self, name: str) -> None:
         """Make a running service read its configuration: by its `reload` signal, else by a restart.
+
+        Args:
+            name: Of a service that there is.
 
         Raises:
             ValueError: There is no such service.
