@@ -93,10 +93,13 @@ int receive_record(int channel, struct record *record, int *fds, int room)
 void deliver(int channel, struct record *record, const int *fds, int count)
 {
     int error = send_record(channel, record, fds, count);
-    struct record refused = {.type = R_REFUSED, .id = record->id, .step = UNSENT, .error = -error};
 
-    if (error < 0 && count > 0)
-        (void)send_record(channel, &refused, 0, 0);
+    if (error < 0 && count > 0) {
+        record->type = R_REFUSED;
+        record->step = UNSENT;
+        record->error = -error;
+        (void)send_record(channel, record, 0, 0);
+    }
 }
 
 void tell(struct record *record, const int *fds, int count)

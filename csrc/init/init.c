@@ -121,8 +121,9 @@ static _Noreturn void be_init(void);
 
 /* ------------------------------------------------------------------- stage 1 */
 
-/* PID 1 shares stage 1's memory, and has this stack: to copy so little would take longer than to fill it. */
-static char init_stack[16 * KIB] __attribute__((aligned(16)));
+/* PID 1 shares stage 1's memory, and has a stack here: to copy so little would take longer than to fill it.
+ */
+struct stacks stacks __attribute__((aligned(4 * KIB)));
 
 static void init_starts(void)
 {
@@ -162,8 +163,8 @@ static long start_shared(unsigned long flags, int cgroup)
     alive = WORKING;
     call1(__NR_set_tid_address, &alive);
     if (cgroup >= 0)
-        return clone_into(flags, cgroup, init_stack, sizeof init_stack, init_starts);
-    return clone_on(flags, 0, init_stack + sizeof init_stack, init_starts);
+        return clone_into(flags, cgroup, stacks.init, sizeof stacks.init, init_starts);
+    return clone_on(flags, 0, stacks.init + sizeof stacks.init, init_starts);
 }
 
 long start_init(unsigned long flags, int cgroup, int watch)
@@ -375,10 +376,12 @@ static _Noreturn void wait_loop(void)
             reap();
         }
         /* What the launcher said before it ended counts: it may have let us go. */
-        if (polled[1].revents)
+        if (polled[1].revents) {
             serve();
-        else if (polled[2].revents)
+            forget_stacks();
+        } else if (polled[2].revents) {
             finish(SIGKILL, 0);
+        }
     }
 }
 
@@ -410,7 +413,7 @@ static _Noreturn void be_init(void)
     if (!introduced)
         introduce(0);
     settle_if_known(&payloads[0]);
-    forget_stack();
+    forget_stacks();
     wait_loop();
 }
 

@@ -52,7 +52,10 @@ struct payload {
     struct shared *shared;
 };
 extern struct payload payloads[MAX_PAYLOADS];
-extern char *stage_stack;        /* where stage 1 began */
+extern char *stage_stack; /* where stage 1 began */
+extern struct stacks {    /* in this order, so that all but the page that PID 1 stands on is one piece */
+    char payload[16 * KIB], init[16 * KIB];
+} stacks;
 extern struct shared own_shared; /* of a payload that shares our memory anyway */
 
 /* step.c */
@@ -95,7 +98,7 @@ long spawn(int wait, int early);
 long watch_payload(void);
 long become_payload(void);
 void explain(struct shared *page);
-void forget_stack(void);
+void forget_stacks(void);
 void settle(struct payload *p, int dead, int status);
 void settle_if_known(struct payload *p);
 void hear(struct payload *p);

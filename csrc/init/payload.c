@@ -30,14 +30,22 @@ struct payload *find_id(uint32_t id)
     return 0;
 }
 
-static char payload_stack[16 * KIB] __attribute__((aligned(4096)));
-
-/* A sandbox may live long: what the payload's set-up used of our memory is nobody's now. */
-void forget_stack(void)
+static char *page_of(void *address)
 {
-    char *top = (char *)((uintptr_t)stage_stack & ~(uintptr_t)4095);
+    return (char *)((uintptr_t)address & ~(uintptr_t)(4 * KIB - 1));
+}
 
-    call3(__NR_madvise, payload_stack, sizeof payload_stack, MADV_DONTNEED);
+/*
+ * A sandbox may live long: what the set-up, or the answer to a request, used of our memory is nobody's now.
+ * Stage 1 that has stayed stands on the stack that it began with, and keeps what it has.
+ */
+void forget_stacks(void)
+{
+    char *top = page_of(stage_stack), *first = stacks.payload, *here = page_of(__builtin_frame_address(0));
+
+    if (here < first || here >= first + sizeof stacks)
+        return;
+    call3(__NR_madvise, first, here - first, MADV_DONTNEED);
     /* What stage 1 used below its arguments; where less than this is mapped, what is is given back. */
     call3(__NR_madvise, top - 64 * KIB, 64 * KIB, MADV_DONTNEED);
 }
@@ -116,7 +124,7 @@ long spawn(int wait, int early)
         reset_signals();
     long pid;
     if (wait) {
-        pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, payload_stack + sizeof payload_stack,
+        pid = clone_on(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, stacks.payload + sizeof stacks.payload,
                        payload_starts);
     } else {
         pid = call5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
