@@ -137,7 +137,7 @@ Run the services of a file: start them in order, watch them, start them again.
   [services.web]
   command = ["server", "--port", "8080"]
   sandbox = ["--network", "host", "--bind", "/srv/www"]    # or true, or false
-  ready = { tcp = 8080 }                           # or "notify", "fd"
+  ready = { tcp = 8080 }                           # or "notify", "fd", "ended"
   restart = "on-failure"                           # or "always", "never"
   after = ["store"]                                # docs/supervise.md has all
 

@@ -224,6 +224,8 @@ def _ready(value: Any) -> Ready:
     match value:
         case "notify":
             return Ready.notify()
+        case "ended":
+            return Ready.ended()
         case "fd":
             return Ready.fd()
         case {"fd": number, **rest} if not rest:
@@ -232,7 +234,8 @@ def _ready(value: Any) -> Ready:
             return Ready.tcp(port, host)
         case {"tcp": port, **rest} if not rest:
             return Ready.tcp(port)
-    raise ValueError(f'must be "notify", "fd", {{ fd = 3 }} or {{ tcp = 8080, host = "127.0.0.1" }}, got {value!r}')
+    words = 'must be "notify", "fd", "ended", { fd = 3 } or { tcp = 8080, host = "127.0.0.1" }'
+    raise ValueError(f"{words}, got {value!r}")
 
 
 def _sandbox(value: Any) -> Sandbox | None:

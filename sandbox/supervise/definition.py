@@ -89,6 +89,8 @@ class Definition:
             watchdog=None if watchdog is None else seconds(watchdog, "watchdog", least=0.01),
             reload=None if get("reload") is None else _number(get("reload"), "reload"),
         )
+        if ready is not None and ready.kind == "ended" and self.settings.restart.when == "always":
+            raise ValueError("Ready.ended() is for what ends, and Restart.always() starts it again: use on_failure()")
         # Who is asked sends no signs of life: the answers are.
         asks = ready is not None and ready.asks
         self.watchdog = None if asks else self.settings.watchdog
@@ -97,6 +99,8 @@ class Definition:
         if env is not None:
             environment(_checked(env, Mapping, "env"))
             env = dict(env)
+        elif get("sandbox") is None:
+            env = dict(os.environ)  # now: to decode it takes a twentieth of a launch
         self.env: Mapping[str, str] | None = env
         where: Any = get("cwd")
         cwd = None if where is None else os.fsdecode(where)

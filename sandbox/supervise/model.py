@@ -120,7 +120,7 @@ class Ready:
         every: Seconds between two questions.
     """
 
-    kind: Literal["fd", "tcp", "call", "notify"]
+    kind: Literal["fd", "tcp", "call", "notify", "ended"]
     number: int | None = None
     address: tuple[str, int] | None = None
     check: Callable[[], bool] | None = None
@@ -170,7 +170,8 @@ class Ready:
         """Return: when a function says True.
 
         Args:
-            check: Asked in the supervisor's loop, so it must be quick; an exception means: not yet.
+            check: Asked in the supervisor's loop, where everything waits for it: one that may take long belongs into a
+                service of its own. An exception means: not yet.
             every: Seconds between two questions, more than 0.
         """
         if not callable(check):
@@ -181,6 +182,14 @@ class Ready:
     def notify() -> "Ready":
         """Return: when it says READY=1, as of sd_notify(3)."""
         return Ready("notify")
+
+    @staticmethod
+    def ended() -> "Ready":
+        """Return: when it has ended with exit status 0, for a task that prepares what others need.
+
+        It is STARTING as long as it runs. `ready_timeout` is its time, and any other end is a failure.
+        """
+        return Ready("ended")
 
 
 class ServiceOptions(TypedDict, total=False):

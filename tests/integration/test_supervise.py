@@ -7,6 +7,7 @@ import signal
 import socket
 from contextlib import closing
 
+import payloads
 import pytest
 from supervision import Recorder, alive, drive, python, shell, until
 
@@ -236,6 +237,24 @@ def test_after_starts_in_order_and_stops_in_reverse(tmp_path):
         until(supervisor, ServiceReady, "three")
     expected = ["start one", "start two", "start three", "stop three", "stop two", "stop one"]
     assert expected == log.read_text().splitlines()
+
+
+@BOXES
+def test_after_a_task_that_prepares_comes_what_needs_it(tmp_path, box):
+    """It fails twice first; who comes after begins neither then nor while it runs."""
+    count = tmp_path / "count"
+    payloads.ours(tmp_path)
+    text = f"echo >>{count}; [ $(wc -l <{count}) = 3 ] && echo >>{count}"
+    if box is not None:
+        box = box.bind(tmp_path, str(tmp_path))
+    with Supervisor() as supervisor:
+        supervisor.add(
+            "task", shell(text), sandbox=box, ready=Ready.ended(), restart=Restart.on_failure(backoff=0.001, limit=5)
+        )
+        supervisor.add("user", shell(f"[ $(wc -l <{count}) = 4 ]"), sandbox=box, after=["task"])
+        events = [one for one in supervisor.events() if isinstance(one, ServiceStarted | ServiceExited)]
+    assert ["task"] * 6 + ["user"] * 2 == [one.service for one in events]
+    assert [1, 1, 0, 0] == [one.result.returncode for one in events if isinstance(one, ServiceExited)]
 
 
 # ── restart ──

@@ -32,6 +32,7 @@ def test_services_are_in_the_order_of_after():
         ('ready = "fd"', "ready", Ready.fd()),
         ("ready = { fd = 7 }", "ready", Ready.fd(7)),
         ('ready = "notify"', "ready", Ready.notify()),
+        ('ready = "ended"', "ready", Ready.ended()),
         ("ready = { tcp = 80 }", "ready", Ready.tcp(80)),
         ('ready = { tcp = 80, host = "::1" }', "ready", Ready.tcp(80, "::1")),
         ('stop_signal = "INT"', "stop_signal", signal.SIGINT),

@@ -29,6 +29,7 @@ def supervisor():
         ("a", ["x"], {"restart": "always"}, TypeError, "restart must be a Restart"),
         ("a", ["x"], {"ready": 3}, TypeError, "ready must be a Ready"),
         ("a", ["x"], {"ready_timeout": -1}, ValueError, "ready_timeout"),
+        ("a", ["x"], {"ready": Ready.ended(), "restart": Restart.always()}, ValueError, "for what ends"),
         ("a", ["x"], {"stop_signal": 65}, ValueError, "stop_signal must be between 1 and 64"),
         ("a", ["x"], {"stop_timeout": "10"}, TypeError, "stop_timeout"),
         ("a", ["x"], {"watchdog": 0}, ValueError, "watchdog"),
