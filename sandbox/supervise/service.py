@@ -32,6 +32,7 @@ class Loop(Protocol):
     """Who calls when a descriptor is ready."""
 
     _machine: Machine
+    _null: int  # a descriptor of /dev/null
 
     def _now(self) -> float:
         """Return the time of the machine."""
@@ -130,12 +131,12 @@ class Service:
         self, definition: Definition, fds: dict[int, int], extra: dict[str, str], theirs: list[int]
     ) -> Process[bytes]:
         assert definition.plain is not None
+        assert definition.env is not None
         if definition.notifies:
             self._notify, extra["NOTIFY_SOCKET"] = protocol.abstract_socket()
             self._loop._watch(self._notify.fileno(), self._notified)
         extra["SANDBOX_SERVICE"] = self.marker
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        theirs.append(null)
+        null = self._loop._null
         streams = [null, -1, -1]
         for i in (1, 2):
             if definition.sink is None:
@@ -144,8 +145,7 @@ class Service:
                 read_end, streams[i] = os.pipe2(os.O_CLOEXEC)
                 theirs.append(streams[i])
                 self._listen(read_end)
-        env = {**(os.environ if definition.env is None else definition.env), **extra}
-        return definition.plain.start(definition.args, env, streams, fds)
+        return definition.plain.start(definition.args, {**definition.env, **extra}, streams, fds)
 
     def _start_inside(
         self, box: Sandbox, definition: Definition, fds: dict[int, int], extra: dict[str, str]

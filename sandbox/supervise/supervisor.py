@@ -55,6 +55,8 @@ class Supervisor:
             self._epoll = made.enter_context(select.epoll())
             self._wake = made.enter_context(Eventfd(nonblock=True))
             self._timer = made.enter_context(Timerfd(nonblock=True))
+            self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            made.callback(os.close, self._null)
             self._watch(self._wake.fileno(), self._woken)
             self._watch(self._timer.fileno(), self._expired)
             made.pop_all()
@@ -68,7 +70,7 @@ class Supervisor:
             name: 1 to 64 printable characters without a slash or space.
             args: Program and arguments; the program is looked up on PATH. Not the kind that goes to the background.
             **options: sandbox: what it runs in; without, it is a plain child.
-                env: its whole environment; without, that of the sandbox or of this process.
+                env: its whole environment; without, that of the sandbox, or that of this process as it is now.
                 cwd: its working directory.
                 restart: when it is started again; never.
                 ready: how it shows that it can be used; without, it can at once.
@@ -279,6 +281,7 @@ class Supervisor:
         self._wake.close()
         self._timer.close()
         self._epoll.close()
+        os.close(self._null)
 
     def __enter__(self) -> Self:
         """Return itself."""
