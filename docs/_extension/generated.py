@@ -127,6 +127,8 @@ class Hints(_Rows):
             "a rule of Landlock": hints.OF_A_RULE,
             "a root": hints.OF_A_ROOT,
             "a node of /dev": hints.OF_A_NODE,
+            "the default mounts of a root": hints.OF_A_TREE,
+            "the working directory": hints.OF_A_CWD,
             "any": hints.OF_ANY,
         }
         every = {(f"`{call}`", number): text for (call, number), text in hints.BY_CALL.items()}
