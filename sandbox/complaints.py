@@ -111,14 +111,14 @@ _PHRASES: Final = (
     ("owner=UID for somebody else, or bind_readonly()", ":owner=UID for somebody else, or use --bind-readonly"),
     ("best_effort=True leaves out", "--landlock best-effort leaves out"),
 )
-# Methods that a message may name without a dot before them; of the others some are system calls, too.
-_WITHOUT_DOT: Final = frozenset({"bind", "bind_readonly", "share", "network", "observe", "nesting"})
+# The one method whose name is that of a system call that messages name, too.
+_A_CALL: Final = "seccomp"
 
 
 def _option(match: re.Match[str]) -> str:
     dot, name, arguments, following = match.groups()
     option = f"--{name.replace('_', '-')}"
-    if option not in options_of("run") or not (dot == "." or name in _WITHOUT_DOT):
+    if option not in options_of("run") or (dot != "." and name == _A_CALL):
         return match[0]
     words = [re.sub(r"\\(.)", r"\1", one[1:-1], flags=re.DOTALL) for one in re.findall(_QUOTED, arguments, re.DOTALL)]
     if ":" in options_of("run")[option].value:

@@ -94,7 +94,7 @@ def why_not_found(
         found = shutil.which(program)
         where = f"no directory of {whose} PATH ({path}) has it"
     else:
-        found = program if os.path.exists(program) else None
+        found = program if os.path.isfile(program) else None
         place = f"in {whose} working directory {folder}" if relative else "inside"
         where = f"there is no such file {place}, or the interpreter of its first line is missing"
     if found is None:

@@ -23,6 +23,7 @@ from sandbox.errors import SetupError
         ('with .bind_readonly("/a").cwd("/b") and', "with --bind-readonly /a --cwd /b and"),
         ("make it with .tmpfs(), .dir() or .bind()", "make it with --tmpfs, --dir or --bind"),
         ('seccomp(SECCOMP_SET_MODE_FILTER) or share("pid")', "seccomp(SECCOMP_SET_MODE_FILTER) or --share pid"),
+        ("id_ranges() is not available here", "--id-ranges is not available here"),
         (".limit(cpuset=(99,)) is not available here", "--cpuset is not available here"),
         ("killed after 1.00 seconds: limit(wall_time=1)", "killed after 1.00 seconds: --wall-time 1"),
         ("say limit(memory=..., swap=...)", "say --memory"),

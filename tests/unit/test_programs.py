@@ -90,6 +90,11 @@ def test_plain_child_has_no_sandbox():
     assert "sandbox" not in str(hint_for("execve", ("no-such", "/bin"), errno.ENOENT, "plain child"))
 
 
+def test_directory_of_the_host_is_no_program(here):
+    (here / "tool").mkdir()
+    assert "the host has" not in why_not_found("./tool", "", None, "/tmp")
+
+
 def test_relative_program_that_is_a_pipe_is_not_waited_for(here):
     os.mkfifo(here / "tool")
     assert "working directory /tmp" in why_not_found("./tool", "", None, "/tmp")
