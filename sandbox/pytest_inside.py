@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from sandbox.pytest_mail import Mailbox
 
-NO_TERMINAL: Final = "it runs in a copy of pytest, which has no terminal;"
+NO_TERMINAL: Final = (
+    "it runs in a copy of pytest, which has no terminal;"
     " run pytest without --sandbox, or mark the test with sandbox(enabled=False)"
+)
 _SHOWN: Final = 1 << 20  # characters of each captured stream, from its begin and from its end
 
 
