@@ -4,7 +4,9 @@ A kind that is added to KINDS is held to the whole interface, by tests/integrati
 and test_interface_async.py.
 """
 
+import asyncio
 import functools
+import inspect
 import os
 import select
 import signal
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import harness
+import pytest
 
 from sandbox.events import (
     Aio,
@@ -39,6 +42,11 @@ from sandbox.events import (
 )
 from sandbox.primitives import FAN_ATTRIB, FAN_ONDIR, FAN_REPORT_FID, IN_ATTRIB, rt_tgsigqueueinfo
 
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
 
 def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test in a child, whose signal mask and limits are its own; it must leave nothing open."""
@@ -60,6 +68,33 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
     def run(*args: object, **kwargs: object) -> None:
         harness.in_child(functools.partial(checked, *args, **kwargs))
 
+    return run
+
+
+every_loop = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+
+def in_loop(test: Callable[..., Any]) -> Callable[..., None]:
+    """Run a coroutine as a test, in a child and under each loop."""
+
+    @every_loop
+    @functools.wraps(test)
+    def run(*args: object, loop: str, **kwargs: object) -> None:
+        if loop == "uvloop" and uvloop is None:
+            pytest.skip("needs uvloop")
+
+        @in_own_process
+        def body() -> None:
+            factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.SelectorEventLoop
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(test(*args, **kwargs))
+
+        body()
+
+    # functools.wraps hides the parameter from pytest, which looks at the wrapped signature.
+    signature = inspect.signature(test)
+    extra = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])
     return run
 
 

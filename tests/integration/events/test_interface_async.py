@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import copy
 import errno
-import functools
 import os
 import select
 import signal
 
 import pytest
-from event_kinds import KINDS, Kind, Pipe, Pipe_async, in_own_process
+from event_kinds import KINDS, Kind, Pipe, Pipe_async, every_loop, in_loop, in_own_process
 
 from sandbox.events import Eventfd_async, EventLike_async, Signalfd_async
 from sandbox.primitives import sigqueue
@@ -21,33 +20,6 @@ except ImportError:
     uvloop = None
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-every_loop = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-
-
-def in_loop(test):
-    """Run a coroutine as a test, in a child and under each loop."""
-
-    @every_loop
-    @functools.wraps(test)
-    def run(*args, loop, **kwargs):
-        if loop == "uvloop" and uvloop is None:
-            pytest.skip("needs uvloop")
-
-        @in_own_process
-        def body():
-            factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.SelectorEventLoop
-            with asyncio.Runner(loop_factory=factory) as runner:
-                runner.run(test(*args, **kwargs))
-
-        body()
-
-    # functools.wraps hides the parameter from pytest, which looks at the wrapped signature.
-    import inspect
-
-    signature = inspect.signature(test)
-    extra = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])
-    return run
 
 
 async def turns(count=3):
