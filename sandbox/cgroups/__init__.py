@@ -12,7 +12,8 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from sandbox.cgroups import files
-from sandbox.cgroups.group import INNER, PREFIX, Group, Part, drop_part, make_part, sweep
+from sandbox.cgroups.directories import INNER, PREFIX, Part, drop_part, make_part, sweep
+from sandbox.cgroups.group import Group
 from sandbox.cgroups.hierarchy import LEAF, Host, Place, find
 from sandbox.cgroups.janitor import attend
 from sandbox.errors import UnsupportedError

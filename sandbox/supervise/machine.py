@@ -6,11 +6,10 @@ it: `take()`. So a test can be the driver, with a clock of its own.
 
 import heapq
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final
 
+from sandbox.supervise.actions import Action, Force, Forget, Kill, Launch, Probe, Signal, Swap
 from sandbox.supervise.model import (
     RUNNING,
     ServiceEvent,
@@ -23,6 +22,7 @@ from sandbox.supervise.model import (
     Settings,
     State,
 )
+from sandbox.supervise.record import Record, Timer
 
 if TYPE_CHECKING:
     from sandbox import Result
@@ -30,89 +30,6 @@ if TYPE_CHECKING:
 _SIGABRT: Final = 6
 DEBOUNCE: Final = 0.1  # seconds between the first change of a watched file and the reload
 FORCE_AFTER: Final = 0.5  # seconds that PID 1 has to end all, before it is killed itself
-
-Timer: TypeAlias = Literal["ready", "backoff", "kill", "force", "watchdog", "probe", "reload"]
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """Something to do for a service."""
-
-    service: str
-
-
-class Launch(Action):
-    """Start its command; answer with `started` or `exited`."""
-
-    __slots__ = ()
-
-
-class Swap(Action):
-    """What `replace` gave counts from here on."""
-
-    __slots__ = ()
-
-
-class Forget(Action):
-    """It is gone: let go of all that belonged to it."""
-
-    __slots__ = ()
-
-
-class Probe(Action):
-    """Ask whether it is well; answer with `probed`."""
-
-    __slots__ = ()
-
-
-class Kill(Action):
-    """End its tree."""
-
-    __slots__ = ()
-
-
-class Force(Action):
-    """It does not end: kill what was to kill it."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Signal(Action):
-    """Send a signal to its main process."""
-
-    number: int
-
-
-class _Service:
-    __slots__ = (
-        "after_exit", "attempts", "done", "failing", "name", "pending", "pid", "recent", "restarts", "result",
-        "settings", "since", "started", "state", "text", "timers", "wanted", "watchdog",
-    )  # fmt: skip
-
-    def __init__(self, name: str, settings: Settings, since: float) -> None:
-        self.name = name
-        self.settings = settings
-        self.pending: Settings | None = None  # by replace, once the old process has ended
-        self.state = State.STOPPED
-        self.since = since
-        self.wanted = True
-        self.done = False  # ended well, and not to be started again
-        self.after_exit: Literal["", "start", "forget"] = ""
-        self.failing = ""  # why it is being stopped, when that is a failure
-        self.pid: int | None = None
-        self.text = ""
-        self.result: Result[bytes] | None = None
-        self.restarts = 0
-        self.attempts = 0  # in a row
-        self.recent: deque[float] = deque()
-        self.started = 0.0
-        self.watchdog: float | None = None
-        self.timers: dict[Timer, float] = {}
-
-    @property
-    def up(self) -> bool:
-        return self.state in RUNNING
 
 
 class Machine:
@@ -126,7 +43,7 @@ class Machine:
     def __init__(self, wall: Callable[[], float], random: Callable[[], float] = random.random) -> None:
         self._wall = wall
         self._random = random
-        self._services: dict[str, _Service] = {}
+        self._services: dict[str, Record] = {}
         self._dependents: dict[str, list[str]] = {}
         self._queue: list[tuple[float, int, str, Timer]] = []
         self._pushed = 0
@@ -205,7 +122,7 @@ class Machine:
             leaving = known.after_exit == "forget"
             raise ValueError(f"name {name!r} is {'still being stopped' if leaving else 'taken: use replace()'}")
         self._check_after(name, settings)
-        service = self._services[name] = _Service(name, settings, self._wall())
+        service = self._services[name] = Record(name, settings, self._wall())
         service.wanted = not self._stopping
         self._dependents_of()
         self._consider(service, now)
@@ -449,7 +366,7 @@ class Machine:
 
     # ── inside ──
 
-    def _known(self, name: str) -> _Service:
+    def _known(self, name: str) -> Record:
         service = self._services.get(name)
         if service is None or service.after_exit == "forget":
             names = ", ".join(sorted(self._services)) or "none"
@@ -480,19 +397,19 @@ class Machine:
             for other in service.settings.after:
                 self._dependents[other].append(service.name)
 
-    def _set(self, service: _Service, state: State) -> None:
+    def _set(self, service: Record, state: State) -> None:
         was, service.state = service.state, state
         if state is not was:
             service.since = self._wall()
             alive = RUNNING | {State.BACKOFF}
             self._alive += (state in alive) - (was in alive)
 
-    def _at(self, service: _Service, timer: Timer, when: float) -> None:
+    def _at(self, service: Record, timer: Timer, when: float) -> None:
         service.timers[timer] = when
         self._pushed += 1
         heapq.heappush(self._queue, (when, self._pushed, service.name, timer))
 
-    def _consider(self, service: _Service, now: float) -> None:
+    def _consider(self, service: Record, now: float) -> None:
         """Start a service that is wanted, when all that it comes after are ready or have done their work."""
         if not self._begun or not service.wanted or service.state is not State.STOPPED:
             return
@@ -507,7 +424,7 @@ class Machine:
         self._out.append(Launch(service.name))
         service.started = now
 
-    def _ready(self, service: _Service, now: float) -> None:
+    def _ready(self, service: Record, now: float) -> None:
         service.timers.pop("ready", None)
         self._set(service, State.READY)
         self._out.append(ServiceReady(service.name, self._wall()))
@@ -516,11 +433,11 @@ class Machine:
             self._at(service, "probe", now + service.watchdog / 2)
         self._consider_dependents(service, now)
 
-    def _consider_dependents(self, service: _Service, now: float) -> None:
+    def _consider_dependents(self, service: Record, now: float) -> None:
         for name in self._dependents.get(service.name, ()):
             self._consider(self._services[name], now)
 
-    def _decide(self, service: _Service, *, failed: bool, now: float) -> None:
+    def _decide(self, service: Record, *, failed: bool, now: float) -> None:
         """Restart a service that has ended by itself, or not, as its policy says."""
         policy = service.settings.restart
         if not failed and policy.when != "always":
@@ -529,26 +446,13 @@ class Machine:
             self._set(service, State.STOPPED)
             self._consider_dependents(service, now)
             return
-        if now - service.started >= policy.reset_after:
-            service.attempts = 0
-        recent = service.recent
-        while recent and recent[0] <= now - policy.interval:
-            recent.popleft()
-        if policy.when == "never" or (policy.limit is not None and len(recent) >= policy.limit):
+        delay = service.delay(self._random, now)
+        if delay is None:
             assert service.result is not None
             service.wanted = False
-            if policy.when != "never":
-                service.text = f"{len(recent)} restarts within {policy.interval:g} seconds"
             self._set(service, State.FAILED)
             self._out.append(ServiceGaveUp(service.name, self._wall(), service.result))
             return
-        # Beyond this many doublings any delay is longer than a float of seconds can mean.
-        delay = min(policy.backoff * 2.0 ** min(service.attempts, 500), policy.backoff_max)
-        delay *= 1 - self._random() / 2
-        service.attempts += 1
-        service.restarts += 1
-        if policy.limit is not None:
-            recent.append(now)
         self._out.append(ServiceRestarting(service.name, self._wall(), delay))
         if delay > 0:
             self._set(service, State.BACKOFF)
@@ -557,7 +461,7 @@ class Machine:
             self._set(service, State.STOPPED)
             self._consider(service, now)
 
-    def _restart(self, service: _Service, now: float) -> None:
+    def _restart(self, service: Record, now: float) -> None:
         if self._stopping:
             return
         service.wanted = True
@@ -571,7 +475,7 @@ class Machine:
             self._set(service, State.STOPPED)
             self._consider(service, now)
 
-    def _end(self, service: _Service, now: float, number: int | None = None) -> None:
+    def _end(self, service: Record, now: float, number: int | None = None) -> None:
         """Ask a running service to end, and see to it that it does."""
         if service.state is State.STOPPING:
             return
@@ -580,12 +484,12 @@ class Machine:
         self._out.append(Signal(service.name, service.settings.stop_signal if number is None else number))
         self._at(service, "kill", now + service.settings.stop_timeout)
 
-    def _kill(self, service: _Service, now: float) -> None:
+    def _kill(self, service: Record, now: float) -> None:
         service.timers.clear()
         self._out.append(Kill(service.name))
         self._at(service, "force", now + FORCE_AFTER)
 
-    def _bite(self, service: _Service, why: str, now: float) -> None:
+    def _bite(self, service: Record, why: str, now: float) -> None:
         if service.state in {State.STARTING, State.READY}:
             service.failing = why
             self._end(service, now, _SIGABRT)
@@ -596,7 +500,7 @@ class Machine:
             if service.up and not any(self._services[name].up for name in self._dependents[service.name]):
                 self._end(service, now)
 
-    def _forget(self, service: _Service) -> None:
+    def _forget(self, service: Record) -> None:
         service.timers.clear()
         self._set(service, State.STOPPED)
         del self._services[service.name]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 from sandbox.errors import BusyError
 from sandbox.events import Eventfd, Timerfd, TimerVal
 from sandbox.primitives import process as prctl
+from sandbox.supervise.actions import Force, Forget, Kill, Launch, Probe, Signal, Swap
 from sandbox.supervise.definition import Definition, check_name
-from sandbox.supervise.machine import Force, Forget, Kill, Launch, Machine, Probe, Signal, Swap
+from sandbox.supervise.machine import Machine
 from sandbox.supervise.model import ServiceEvent, ServiceOptions, ServiceStatus
 from sandbox.supervise.orphans import Orphans
 from sandbox.supervise.service import Service

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from sandbox.cgroups import Group, group as module
-from sandbox.cgroups.group import INNER, Part, make_part, remove_directories, sweep
+from sandbox.cgroups.directories import INNER, Part, make_part, remove_directories, sweep
 from sandbox.cgroups.hierarchy import LEAF, Place
 
 
@@ -81,7 +81,10 @@ def test_sweep_takes_what_nobody_holds_and_leaves_the_rest(tmp_path):
     os.close(left.inner)
     for name in (LEAF, "other", "sandbox-full-1-3"):
         (tmp_path / name).mkdir()
-    (tmp_path / "sandbox-full-1-3" / INNER / "below").mkdir(parents=True)
+    for name in ("sandbox-full-1-3", "sandbox-nested-1-4"):
+        (tmp_path / name / INNER / "below" / "deeper").mkdir(parents=True)
+        (tmp_path / name / INNER / "beside").mkdir()
+    (tmp_path / "sandbox-full-1-3" / INNER / "below" / "process").touch()
     sweep(place)
     assert {"sandbox-held-1-1", LEAF, "other", "sandbox-full-1-3"} == set(os.listdir(tmp_path))
     os.close(held.fd)

@@ -16,18 +16,8 @@ from sandbox.supervise import (
     ServiceStarted,
     State,
 )
-from sandbox.supervise.machine import (
-    DEBOUNCE,
-    FORCE_AFTER,
-    Force,
-    Forget,
-    Kill,
-    Launch,
-    Machine,
-    Probe,
-    Signal,
-    Swap,
-)
+from sandbox.supervise.actions import Force, Forget, Kill, Launch, Probe, Signal, Swap
+from sandbox.supervise.machine import DEBOUNCE, FORCE_AFTER, Machine
 from sandbox.supervise.model import RUNNING, ServiceEvent, Settings
 
 SIGTERM, SIGABRT, SIGHUP = 15, 6, 1
