@@ -22,7 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     box = Sandbox().bind_readonly(options.source, "/source").tmpfs("/build", size=options.size).cwd("/build")
     # Always the same: who builds, where, and when, as far as the build can tell.
-    box = box.hostname("builder").user(1000).env(SOURCE_DATE_EPOCH="0", TZ="UTC").limit(wall_time=3600)
+    box = (
+        box.hostname("builder")
+        .user(1000)
+        .env(SOURCE_DATE_EPOCH="0", TZ="UTC")
+        .limit(wall_time=3600, file_size=options.size)
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     # The sandbox lives as long as its first command, and what is in its memory with it.
     with box.popen(["sleep", "infinity"]) as builder:
@@ -31,11 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.take if built.returncode == 0 else []:
             target = options.out / Path(name).name
             with target.open("wb") as stream:
-                # The host opens no path of the build's: a link to /etc/shadow is one to the sandbox's own.
+                # The host opens no path of the build's: a link to /etc/shadow is one to the sandbox's own. And the limit
+                # on files counts for this one, too: a link to /dev/zero does not fill the disk.
                 copied = builder.run(["cat", "--", name], stdout=stream, stderr=None)
             if copied.returncode != 0:
                 target.unlink()
-                raise FileNotFoundError(f"the build has left no file {name}")
+                raise FileNotFoundError(f"the build has left no file {name}, or one beyond --size")
             if builder.run(["test", "-x", name]).returncode == 0:
                 target.chmod(0o755)
             print(f"{target}: {target.stat().st_size} bytes")

@@ -245,17 +245,24 @@ say(["written" in found, os.O_RDONLY in found])
 """
 
 
-def test_init_is_not_overwritten_by_a_command_whose_interpreter_is_proc_self_exe(tmp_path):
+@pytest.mark.parametrize("where", ["memfd", "file"])
+def test_init_is_not_overwritten_by_a_command_whose_interpreter_is_proc_self_exe(where, tmp_path, monkeypatch):
+    """Where no memfd can be executed it is the installed file, which is root's: so is this payload then."""
     payloads.ours(tmp_path)
     (tmp_path / "evil").write_text("#!/proc/self/exe\n")
     (tmp_path / "evil").chmod(0o755)
     harness.give_away(tmp_path / "evil")
     box = Sandbox().bind(tmp_path, "/w").seccomp(None)
-    box.run(["true"])
-    kept = launch.native._init_program._kept.fd
+    if where == "file":
+        box = box.user(0, host_root=True) if os.geteuid() == 0 else box
+        monkeypatch.setattr(launch.native._init_program, "_only_file", True)
+        init = os.open(launch.native._INIT_PATH, os.O_RDONLY)
+    else:
+        box.run(["true"])
+        init = os.dup(launch.native._init_program._kept.fd)
 
     def digest():
-        return hashlib.sha256(os.pread(kept, 1 << 20, 0)).digest()
+        return hashlib.sha256(os.pread(init, 1 << 20, 0)).digest()
 
     before = digest()
     with box.popen(payloads.script(OVERWRITE), stdout=PIPE, text=True) as process:
@@ -271,6 +278,7 @@ def test_init_is_not_overwritten_by_a_command_whose_interpreter_is_proc_self_exe
         ordinary.kill()
         ordinary.close()
     assert before == digest()
+    os.close(init)
     assert 0 == box.run(["true"]).returncode
 
 

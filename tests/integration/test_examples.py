@@ -200,7 +200,9 @@ def test_agent_without_its_step_says_so(tmp_path):
 def project(directory: Path) -> None:
     (directory / "src").mkdir()
     write(directory / "src", hello_c='int puts(const char *);\nint main(void) { return puts("built") < 0; }\n')
-    (directory / "src/Makefile").write_text("hello: hello.o\nsteal:\n\tln -s /etc/shadow hello\n")
+    (directory / "src/Makefile").write_text(
+        "hello: hello.o\nsteal:\n\tln -s /etc/shadow hello\nflood:\n\tln -s /dev/zero hello\n"
+    )
     (directory / "src").chmod(0o755)
 
 
@@ -228,6 +230,8 @@ def test_build_that_fails_or_has_no_artefact_says_so(tmp_path):
     done = example("read_only_build", "src", "--take", "hello", *BUILD, "steal", cwd=tmp_path)
     assert (1, False) == (done.returncode, (tmp_path / "hello").exists()), "a link is the sandbox's, not the host's"
     assert "read_only_build.py: the build has left no file hello" in done.stderr
+    done = example("read_only_build", "src", "--size", "1M", "--take", "hello", *BUILD, "flood", cwd=tmp_path)
+    assert (1, False) == (done.returncode, (tmp_path / "hello").exists())
     done = example("read_only_build", "none", "make", cwd=tmp_path)
     assert 1 == done.returncode
     assert "none" in done.stderr

@@ -19,6 +19,8 @@ from payloads import script, status
 from screen import PATIENCE, Screen
 
 from sandbox import primitives as kernel
+from sandbox.option_values import OptionError
+from sandbox.registry import Registry
 
 pytestmark = pytest.mark.needs_userns
 
@@ -546,6 +548,47 @@ def test_directory_that_others_may_enter_is_refused(name: str, folder: Path) -> 
         assert 0 == sandbox("run", "--name", name, "true").returncode
 
     privately(tried)
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("how", ["theirs", "link to theirs", "link to ours", "file"])
+def test_place_that_somebody_else_has_taken_is_not_used(how: str, tmp_path: Path) -> None:
+    """In /tmp everybody may be first."""
+    uid = 70_000_000 + os.getpid()  # a place of its own in the /tmp of all
+
+    def tried() -> None:
+        place, other = Path(f"/tmp/sandbox-{uid}"), tmp_path / "other"
+        tmp_path.chmod(0o755)
+        other.mkdir()
+        if how == "theirs":
+            place.mkdir()
+            place.chmod(0o777)
+            os.chown(place, harness.USER_ID, harness.USER_ID)
+        elif how == "file":
+            place.touch()
+        else:
+            place.symlink_to(other)
+            if how == "link to ours":
+                os.chown(other, uid, uid)
+                other.chmod(0o700)
+        harness.in_child(_looks, uid, False)
+        assert not list(other.iterdir())
+        place.rmdir() if how == "theirs" else place.unlink()
+        harness.in_child(_looks, uid, True)  # the control
+        place.rmdir()
+
+    privately(tried)
+
+
+def _looks(uid: int, found: bool) -> None:
+    os.setgroups([])
+    harness.drop_privileges_but_groups(uid)
+    if not found:
+        with pytest.raises(OptionError, match=f"/tmp/sandbox-{uid}: "):
+            Registry()
+        return
+    with Registry() as registry:
+        assert f"/tmp/sandbox-{uid}" == registry.path
 
 
 # What a payload tries: to run a command in a sandbox through its socket.

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import resource
+import select
 import socket
 import subprocess
 import threading
@@ -15,6 +16,7 @@ import threading
 import harness
 import plans
 import pytest
+from payloads import number
 
 import sandbox
 from sandbox import Sandbox, SetupError
@@ -37,6 +39,9 @@ def attempt(function, *args):
     except OSError as error:
         return error.errno
 """
+
+
+MQ_OPEN, MQ_UNLINK = number("mq_open"), number("mq_unlink")
 
 
 def plain():
@@ -67,6 +72,7 @@ def test_no_descriptor_of_the_caller_gets_in_though_none_closes_on_exec(host):
         room = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(room, 4096), room))
         own, other = socket.socketpair()
+        epoll = select.epoll()
         makers = [
             lambda: os.open("/etc/passwd", os.O_RDONLY),
             lambda: os.open("/", os.O_PATH | os.O_DIRECTORY),
@@ -74,6 +80,10 @@ def test_no_descriptor_of_the_caller_gets_in_though_none_closes_on_exec(host):
             lambda: os.dup(own.fileno()),
             lambda: os.pidfd_open(os.getpid()),
             lambda: os.open("/", os.O_RDONLY | os.O_DIRECTORY),
+            lambda: os.dup(epoll.fileno()),
+            lambda: os.eventfd(0),
+            lambda: os.memfd_create("of-this-test"),
+            lambda: os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY),
         ]
         for i in range(300):
             os.set_inheritable(makers[i % len(makers)](), True)
@@ -87,6 +97,7 @@ def test_no_descriptor_of_the_caller_gets_in_though_none_closes_on_exec(host):
         assert [0, 1, 2, 3] == inside(script)
         assert [0, 1, 2, 3, 7] == inside(script, fds={7: 1000})
         other.close()
+        epoll.close()
 
     harness.in_child(check)
 
@@ -468,17 +479,23 @@ def test_abstract_sockets_ipc_and_queues_of_the_host_are_unreachable():
         tcp.bind(("127.0.0.1", 0))
         tcp.listen()
         segment = libc.shmget(0x5A5A0000 | os.getpid() & 0xFFFF, 4096, 0o1666)
+        queue = f"of-this-test-{os.getpid()}".encode()
+        posix = libc.syscall(MQ_OPEN, queue, os.O_RDONLY | os.O_CREAT, 0o666, None)
+        assert posix >= 0
+        os.fchmod(posix, 0o666)
         try:
             script = f"""
 connect = attempt(socket.socket(socket.AF_UNIX).connect, {name!r})
 port = attempt(socket.socket().connect, ("127.0.0.1", {tcp.getsockname()[1]}))
-[connect, port, libc.shmget({0x5A5A0000 | os.getpid() & 0xFFFF}, 4096, 0o666) >= 0]
+[connect, port, libc.shmget({0x5A5A0000 | os.getpid() & 0xFFFF}, 4096, 0o666) >= 0, call({MQ_OPEN}, {queue!r}, 0, 0, 0)]
 """
-            assert [errno.ECONNREFUSED, errno.ECONNREFUSED, False] == inside(script)
+            assert [errno.ECONNREFUSED, errno.ECONNREFUSED, False, errno.ENOENT] == inside(script)
             # The control: each is reachable where its namespace is shared.
-            assert [0, 0, True] == inside(script, plain().share("net", "ipc"))
+            assert [0, 0, True, 0] == inside(script, plain().share("net", "ipc"))
         finally:
             libc.shmctl(segment, 0, None)
+            libc.syscall(MQ_UNLINK, queue)
+            os.close(posix)
 
 
 def test_no_core_dump(host):
@@ -488,6 +505,12 @@ def test_no_core_dump(host):
     result = box.run(["/bin/sh", "-c", "ulimit -c unlimited 2>/dev/null; kill -SEGV $$"], stderr=sandbox.DEVNULL)
     assert -11 == result.returncode
     assert [] == os.listdir(host)
+    pattern = plans.text_of("/proc/sys/kernel/core_pattern").strip()
+    if "|" in pattern or "/" in pattern:
+        return  # where it would be is not for a test to look at
+    # The control: with a limit of its own it is written.
+    box.limit(core="16M").run(["/bin/sh", "-c", "kill -SEGV $$"], stderr=sandbox.DEVNULL)
+    assert [pattern] == [name.partition(".")[0] for name in os.listdir(host)]
 
 
 def test_controlling_terminal_is_none():
