@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.take if built.returncode == 0 else []:
             target = options.out / Path(name).name
             with target.open("wb") as stream:
-                # The host opens no path of the build's: a link to /etc/shadow is one to the sandbox's own. And the limit
-                # on files counts for this one, too: a link to /dev/zero does not fill the disk.
+                # The host opens no path of the build's: a link to /etc/shadow is one to the sandbox's own. The limit on
+                # files counts for this one, too: a link to /dev/zero does not fill the disk.
                 copied = builder.run(["cat", "--", name], stdout=stream, stderr=None)
             if copied.returncode != 0:
                 target.unlink()

@@ -18,6 +18,8 @@ _ENOSYS: Final = Errno("ENOSYS")
 _NEW_NAMESPACES: Final = "CLONE_NEWNS|CLONE_NEWCGROUP|CLONE_NEWUTS|CLONE_NEWIPC|CLONE_NEWUSER|CLONE_NEWPID|CLONE_NEWNET"
 
 
+_PRIO_PROCESS, _IOPRIO_WHO_PROCESS = 0, 1
+
 # CLONE_FS, CLONE_FILES, CLONE_SYSVSEM: what threads share.
 _UNSHARED: Final = 0x40600
 
@@ -93,6 +95,11 @@ _DEFAULT: Final = (
     _allow("socket", when=[arg(0) == "AF_NETLINK", arg(2) == "NETLINK_ROUTE"]),
     _deny("socketpair", action=Errno("EAFNOSUPPORT")),
     _allow("socketpair", when=[arg(0) == "AF_UNIX"]),
+    # PID 1 has the payload's user: its limits and its share of the processor are nobody's but its own.
+    _deny("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler",
+          when=[arg(0) == 1]),
+    _deny("setpriority", when=[arg(0) == _PRIO_PROCESS, arg(1) == 1]),
+    _deny("ioprio_set", when=[arg(0) == _IOPRIO_WHO_PROCESS, arg(1) == 1]),
     # Typing into the caller's terminal, its selection buffer, and line disciplines, which are modules.
     _deny("ioctl", when=[arg(1).one_of("TIOCSTI", "TIOCLINUX", "TIOCSETD")]),
 )  # fmt: skip

@@ -8,7 +8,7 @@ import payloads
 import pytest
 from payloads import number, tell
 
-from sandbox import Errno, Filter, Sandbox
+from sandbox import Errno, Filter, Reason, Sandbox
 from sandbox.filters.table import X32_BIT, calls
 
 pytestmark = pytest.mark.needs_userns
@@ -250,3 +250,45 @@ def test_numbers_newer_than_the_table_are_enosys():
     unknown = [newest + 1, newest + 100, 1000, 4095, 2**30 - 1]
     assert ["ENOSYS"] == tell(Sandbox(), f"say(sorted({{call(one, 0) for one in {unknown} }}))")
     assert {Errno("ENOSYS")} == {Filter.default().simulate(one) for one in unknown}
+
+
+# ── init, which has the payload's user ──
+
+ON_INIT = f"""
+limit = (ctypes.c_ulong * 2)(64, 64)
+say([call({number("prlimit64")}, 1, 7, limit, 0),
+     call({number("sched_setaffinity")}, 1, 8, ctypes.byref(ctypes.c_ulong(1))),
+     call({number("sched_setscheduler")}, 1, 5, ctypes.byref(ctypes.c_int(0))),
+     call({number("sched_setparam")}, 1, ctypes.byref(ctypes.c_int(0))),
+     call({number("sched_setattr")}, 1, (ctypes.c_uint * 14)(56, 5), 0),
+     call({number("setpriority")}, 0, 1, 5),
+     call({number("ioprio_set")}, 1, 1, 3 << 13),
+     call({number("prlimit64")}, 0, 7, limit, 0),
+     call({number("sched_setscheduler")}, 0, 0, ctypes.byref(ctypes.c_int(0))),
+     call({number("setpriority")}, 0, 0, 5), call({number("ioprio_set")}, 1, 0, 3 << 13)])
+"""
+
+
+def test_limits_and_priority_of_init_are_not_the_payloads():
+    assert [0] * 11 == tell(Sandbox().seccomp(None), ON_INIT)
+    for box in (Sandbox(), Sandbox().nesting(), Sandbox().user(0), Sandbox().capabilities(ambient=["SYS_RESOURCE"])):
+        assert ["EPERM"] * 7 + [0] * 4 == tell(box, ON_INIT)
+
+
+def test_payload_cannot_hide_how_it_ended():
+    """Where its limit on descriptors is 0, init cannot wait for the next event: with its end nothing is known."""
+    body = f"""
+import signal
+changed = call({number("prlimit64")}, 1, 7, (ctypes.c_ulong * 2)(0, 0), 0)
+if os.fork() == 0:
+    if os.fork() == 0:
+        while os.getppid() != 1: pass
+    os._exit(0)  # and init has somebody to reap
+os.wait()
+if changed == 0: signal.pause()
+os._exit(3)
+"""
+    hidden = Sandbox().seccomp(None).run(payloads.script(body), timeout=60)
+    assert Reason.INIT_DIED is hidden.reason
+    told = Sandbox().run(payloads.script(body))
+    assert (Reason.EXITED, 3) == (told.reason, told.returncode)
