@@ -8,6 +8,7 @@ import asyncio
 import functools
 import inspect
 import os
+import resource
 import select
 import signal
 import sys
@@ -96,6 +97,32 @@ def in_loop(test: Callable[..., Any]) -> Callable[..., None]:
     extra = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])
     return run
+
+
+class few_descriptors_left:  # noqa: N801  # used as a function
+    """Leave a process that many descriptors, by default none, for a while."""
+
+    def __init__(self, left: int = 0) -> None:
+        self.left = left
+
+    def __enter__(self) -> None:
+        self.before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        # os.listdir's own descriptor was the lowest free number, so all below it are taken once these are.
+        self.taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + self.left, self.before[1]))
+        while True:
+            try:
+                self.taken.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                break
+        for _ in range(self.left):
+            os.close(self.taken.pop())
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.before)
+        for fd in self.taken:
+            os.close(fd)
 
 
 class Pipe(EventLike[int]):
@@ -221,7 +248,11 @@ def _watching(make: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
 
     def made(**options: Any) -> Any:
         one = make(**options)
-        one.watch(_watched(), *arguments)
+        try:
+            one.watch(_watched(), *arguments)
+        except OSError:
+            one.close()
+            raise
         return one
 
     return made

@@ -8,6 +8,7 @@ import signal
 
 import payloads
 import pytest
+from event_kinds import few_descriptors_left, in_own_process
 
 from sandbox import PIPE, Reason, Sandbox
 from sandbox.events import CgroupEvent, CgroupEvents, CgroupEvents_async, Pressure, Pressure_async
@@ -142,6 +143,25 @@ def test_pressure_comes_through_select_and_asyncio():
             assert [pressure] == select.select([pressure], [], [], 60)[0]
             assert 1 == len(pressure.read_events())
         process.kill()
+
+
+@pytest.mark.parametrize("make", [lambda paths: CgroupEvents(paths["memory"]), lambda _: Pressure("memory", stall=1.5)])
+def test_no_descriptor_left_at_any_point_is_emfile_and_leaks_nothing(bomb, make):
+    paths = bomb.cgroups
+
+    def check():
+        for left in range(20):
+            try:
+                with few_descriptors_left(left):
+                    one = make(paths)
+            except OSError as error:
+                assert errno.EMFILE == error.errno
+            else:
+                one.close()
+                break
+        assert 3 <= left < 19  # it failed at each point before
+
+    in_own_process(check)()
 
 
 def test_pressure_of_the_machine_can_be_asked():

@@ -6,7 +6,6 @@ import fcntl
 import io
 import os
 import pickle
-import resource
 import select
 import selectors
 import signal
@@ -16,7 +15,7 @@ import warnings
 
 import harness
 import pytest
-from event_kinds import KINDS, Kind, Pipe, in_own_process
+from event_kinds import KINDS, Kind, Pipe, few_descriptors_left, in_own_process
 
 from sandbox.events import Pidfd
 
@@ -295,42 +294,33 @@ def test_iteration_yields_events_as_they_come(kind: Kind):
 @real_kind
 @in_own_process
 def test_no_descriptor_left_constructor_raises_emfile_and_leaks_nothing(kind: Kind):
-    with no_descriptor_left(), pytest.raises(OSError) as caught:
-        kind.make()
-    assert errno.EMFILE == caught.value.errno
+    kind.make().close()  # what a process does once
+    refused = 0
+    for left in range(10):
+        try:
+            with few_descriptors_left(left):
+                one = kind.make()
+        except OSError as error:
+            assert errno.EMFILE == error.errno
+            refused += 1
+        else:
+            one.close()
+            break
+    assert 1 <= refused == left
 
 
 @in_own_process
 def test_no_descriptor_left_pidfd_raises_emfile():
-    with no_descriptor_left(), pytest.raises(OSError) as caught:
+    with few_descriptors_left(), pytest.raises(OSError) as caught:
         Pidfd(os.getpid())
     assert errno.EMFILE == caught.value.errno
-
-
-class no_descriptor_left:  # noqa: N801
-    def __enter__(self):
-        self.before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-        # os.listdir's own descriptor was the lowest free number, so all below it are taken once these are.
-        self.taken = []
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, self.before[1]))
-        while True:
-            try:
-                self.taken.append(os.open("/dev/null", os.O_RDONLY))
-            except OSError:
-                break
-
-    def __exit__(self, *exc):
-        resource.setrlimit(resource.RLIMIT_NOFILE, self.before)
-        for fd in self.taken:
-            os.close(fd)
 
 
 @every_kind
 @in_own_process
 def test_no_descriptor_left_reader_waits_and_is_ended_by_close(kind: Kind):
     with kind.make() as one:
-        with no_descriptor_left():
+        with few_descriptors_left():
             with pytest.raises(TimeoutError):
                 one.read_event(0.01)
             kind.trigger(one)
@@ -343,7 +333,7 @@ def test_no_descriptor_left_reader_waits_and_is_ended_by_close(kind: Kind):
             one.read_event()
         ended.set()
 
-    with no_descriptor_left():
+    with few_descriptors_left():
         thread = threading.Thread(target=wait)
         thread.start()
         one.close()
