@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -52,6 +53,8 @@ def read_some(fd: int) -> bytes | None:
 class RotatingFile:
     """A file for the output of services, moved to PATH.1, PATH.2 ... when it is full.
 
+    A link is followed once, when it is made; what is a device or a FIFO is never moved.
+
     Give it as `output=`; a path alone stands for `RotatingFile(path)`. Several services may share one.
 
     Args:
@@ -79,11 +82,22 @@ class RotatingFile:
         self._keep = keep
         self._fd = -1
         self._written = 0
+        self._follow = 0
+        self._regular = False
         self._open()
+        if self._regular:
+            # Whoever may write to its directory could put a link there between two files.
+            self.path = os.path.realpath(self.path)
+            self._follow = os.O_NOFOLLOW
 
     def _open(self) -> None:
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        self._written = os.fstat(self._fd).st_size
+        # To open a FIFO that nobody reads is an error, and no wait.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        self._fd = os.open(self.path, flags | self._follow, 0o640)
+        os.set_blocking(self._fd, True)
+        status = os.fstat(self._fd)
+        self._regular = stat.S_ISREG(status.st_mode)
+        self._written = status.st_size
 
     def __call__(self, _service: str, line: bytes) -> None:
         """Append a line.
@@ -93,7 +107,7 @@ class RotatingFile:
         """
         if self._fd < 0:
             self._open()
-        if self._written and self._written + len(line) > self._size:
+        if self._regular and self._written and self._written + len(line) > self._size:
             self._rotate()
         done = 0
         while done < len(line):

@@ -1,5 +1,7 @@
+import errno
 import logging
 import os
+import stat
 
 import pytest
 from hypothesis import given, strategies as st
@@ -73,3 +75,55 @@ def test_to_logging_logs_text_with_the_service(caplog):
         to_logging()("web", b"caf\xc3\xa9 \xff\n")
     assert [("sandbox.supervise.web", logging.INFO, "café \\xff")] == caplog.record_tuples
     assert "web" == caplog.records[0].service
+
+
+def test_rotating_file_that_is_a_device_is_never_moved(tmp_path):
+    os.symlink("/dev/null", tmp_path / "log")
+    file = RotatingFile(tmp_path / "log", size=4, keep=1)
+    for _ in range(3):
+        file("a", b"12345\n")
+    file.close()
+    assert {"log"} == set(os.listdir(tmp_path))
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_rotating_file_that_is_a_fifo_without_a_reader_is_an_error_and_no_wait(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OSError) as caught:
+        RotatingFile(tmp_path / "log")
+    assert errno.ENXIO == caught.value.errno
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    file = RotatingFile(tmp_path / "log", size=4)
+    file("a", b"first\n")
+    file("a", b"second\n")
+    file.close()
+    assert b"first\nsecond\n" == os.read(reader, 100)
+    os.close(reader)
+
+
+def test_rotating_file_follows_a_link_once_and_none_that_appears_between_two_files(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.symlink("folder/real", tmp_path / "log")
+    target = tmp_path / "somebody else's"
+    target.write_text("")
+    file = RotatingFile(tmp_path / "log", size=4, keep=1)
+    file("a", b"12345\n")
+    assert "12345\n" == (folder / "real").read_text()
+    replace = os.replace
+
+    def planted(old, new):
+        replace(old, new)
+        os.symlink(target, old)
+
+    monkeypatch.setattr(os, "replace", planted)
+    for _ in range(2):
+        with pytest.raises(OSError) as caught:
+            file("a", b"67890\n")
+        assert errno.ELOOP == caught.value.errno
+    assert "" == target.read_text()
+    os.unlink(folder / "real")
+    monkeypatch.undo()
+    file("a", b"67890\n")
+    file.close()
+    assert {"real": "67890\n", "real.1": "12345\n"} == {one.name: one.read_text() for one in folder.iterdir()}
