@@ -317,8 +317,8 @@ static _Noreturn void sweep(const char *tag)
 }
 
 /*
- * stays: this process, the caller's child, is it, for a caller that is a subreaper: an orphan would come to
- * it. Otherwise its child is, which nobody waits for.
+ * stays: this process, the caller's child, is it: an orphan would come to a caller that is a subreaper, or
+ * to somebody who never reaps it. Otherwise its child is, which nobody waits for.
  */
 long watch_caller(const char *tag, int stays)
 {

@@ -5,13 +5,15 @@ to: `csrc/init/janitor.c`, which knows the groups by a tag in their names. It is
 memory with this process, and has of its descriptors a channel, a pidfd, and the directories in which groups are made.
 
 - It is an orphan, in nobody's way who waits for any child, and stays as long as this process does.
-- To a subreaper every orphan comes. So there it is a child as PID 1 of a sandbox is one, and no longer than those.
+- To a subreaper every orphan comes, and in a container the first process often reaps none. So there it is a child as
+  PID 1 of a sandbox is one, and no longer than those.
 - PID 1 of a pid namespace takes all processes of that along, and has none: who made the namespace removes the rest.
 """
 
 import errno
 import os
 from collections.abc import Iterable
+from typing import Final
 
 from sandbox.cgroups.hierarchy import Place
 from sandbox.launch import native
@@ -22,6 +24,7 @@ from sandbox.primitives.process import PR_GET_CHILD_SUBREAPER, prctl
 from sandbox.records import Q_LET_GO, Q_PLACE, R_FAILED, request
 from sandbox.template import Template
 
+_FIRST_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
 _templates: dict[bool, Template] = {}
 _current: "Janitor | None" = None
 _leaving: list[int] = []  # pidfds of those that are children, and wait for what was let go
@@ -88,7 +91,7 @@ class Janitor:
     def _start(self) -> None:
         """Start it; again, if somebody has killed it."""
         self.close()
-        stays = bool(prctl(PR_GET_CHILD_SUBREAPER))
+        stays = bool(prctl(PR_GET_CHILD_SUBREAPER)) or os.stat("/proc/self/ns/pid").st_ino != _FIRST_NAMESPACE
         ours, theirs = socketpair()
         stage = new_stage()
         try:

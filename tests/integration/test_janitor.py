@@ -309,6 +309,26 @@ def test_subreaper_has_it_as_a_child_while_there_are_groups():
         assert set() == janitors()
 
 
+@pytest.mark.needs_root
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_in_a_container_it_leaves_no_zombie(elsewhere):
+    """Where the first process reaps nothing, an orphan stays; the positive control takes it for another place."""
+    inside = "import os\nfrom sandbox import Sandbox\nfrom sandbox.cgroups import janitor\n"
+    if elsewhere:
+        inside += "janitor._FIRST_NAMESPACE = os.stat('/proc/self/ns/pid').st_ino\n"
+    inside += "assert Sandbox().limit(pids=20).run(['true']).returncode == 0\n"
+    first = f"""
+import os, subprocess, sys, time
+subprocess.run([sys.executable, "-I", "-c", {inside!r}], check=True)
+def left(): return [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != "1"]
+while len([pid for pid in left() if " Z " not in open(f"/proc/{{pid}}/stat").read()]): time.sleep(0.005)
+print(*[open(f"/proc/{{pid}}/comm").read().strip() for pid in left()])
+"""
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-I", "-c", first]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ("sandbox-janitor\n" if elsewhere else "\n", "") == (done.stdout, done.stderr)
+
+
 def test_it_ends_with_a_caller_that_leaves_nothing():
     with caller("BOX.run(['true'])\n") as process:
         assert 0 == process.wait()
