@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sandbox.errors import FilterError, UnsupportedError
-from sandbox.landlock import MAX_LAYERS
+from sandbox.landlock import MAX_LAYERS, Landlock
 from sandbox.primitives._call import os_error
 from sandbox.primitives.landlock import (
     LandlockRestrictSelfFlags,
@@ -45,7 +45,7 @@ from sandbox.result import Enforced
 
 if TYPE_CHECKING:
     from sandbox.filters import Filter
-    from sandbox.landlock import Landlock, PathRule, Ruleset
+    from sandbox.landlock import PathRule, Ruleset
 
 __all__ = ["confine", "make_ruleset"]
 
@@ -55,9 +55,7 @@ _STATUS_SIZE = 65536
 _ENDING = 0.5  # seconds
 
 
-def confine(
-    *, filter: "Filter | None" = None, landlock: "Landlock | None" = None, all_threads: bool = True
-) -> Enforced:
+def confine(*, filter: "Filter | None" = None, landlock: Landlock | None = None, all_threads: bool = True) -> Enforced:
     """Restrict this process, and all that it starts, for ever.
 
     Sets no_new_privs too. What was open before stays open, and Landlock does not judge it.
@@ -84,6 +82,10 @@ def confine(
     """
     if filter is None and landlock is None:
         raise ValueError("confine() needs a filter, a landlock, or both")
+    if filter is not None and not hasattr(filter, "to_bytes"):
+        raise TypeError(f"filter must be a Filter or None, not {type(filter).__name__}")
+    if landlock is not None and not isinstance(landlock, Landlock):
+        raise TypeError(f"landlock must be a Landlock or None, not {type(landlock).__name__}")
     program = None if filter is None else _program(filter)
     ruleset = None if landlock is None else landlock.ruleset(landlock_abi(), errata=landlock_errata())
     if ruleset is not None and all_threads and not ruleset.empty:

@@ -19,7 +19,7 @@ _CHUNK = 1 << 18
 _MOST_SECONDS: Final = 2_147_483
 
 
-def check_timeout(timeout: float) -> float:
+def check_timeout(timeout: float, name: str = "timeout") -> float:
     """Return a timeout that poll() can wait for; one that has passed is one, as in subprocess.
 
     Raises:
@@ -27,10 +27,27 @@ def check_timeout(timeout: float) -> float:
         ValueError: NaN, or more than poll() counts.
     """
     if not isinstance(timeout, int | float):
-        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(timeout).__name__}")
     if not timeout <= _MOST_SECONDS:
-        raise ValueError(f"timeout must be at most {_MOST_SECONDS} seconds, or None for no limit, got {timeout}")
+        raise ValueError(f"{name} must be at most {_MOST_SECONDS} seconds, or None for no limit, got {timeout}")
     return max(timeout, 0.0)
+
+
+def check_input(input: Any, *, is_text: bool) -> None:
+    """Refuse input that is not of the streams' kind.
+
+    Raises:
+        TypeError: bytes for text, or str for bytes, or neither.
+    """
+    if is_text and not isinstance(input, str):
+        raise TypeError(f"input must be str, for text, encoding or errors is given, not {type(input).__name__}")
+    if isinstance(input, str) and not is_text:
+        raise TypeError("input must be bytes, not str; with text=True or an encoding it is str")
+    if not is_text:
+        try:
+            memoryview(input).release()
+        except TypeError:
+            raise TypeError(f"input must be bytes, or another buffer, not {type(input).__name__}") from None
 
 
 def deadline_of(timeout: float | None) -> float | None:

@@ -82,6 +82,7 @@ BY_CALL: Final[dict[tuple[str, int], str]] = {
     ("openat2", e.EXDEV): "a link on the way leads out of the root",
     ("openat", e.EROFS): "the target lies on a read-only mount; write to a tmpfs or a bind instead",
     ("mkdirat", e.EROFS): "the target lies on a read-only mount; make it before the bind, or use a tmpfs",
+    ("mkdirat", e.ENOTDIR): "a part of the path is a file, not a directory",
     ("symlinkat", e.EEXIST): "something with that name is there already",
     ("write_proc", e.EPERM): (
         "the id map was refused: an unprivileged caller can map its own id only, and a security module may"

@@ -78,7 +78,7 @@ def _cpus(value: Any, name: str) -> float:
 def _cpuset(value: Any, name: str) -> tuple[int, ...]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be numbers of processors, such as [0, 1], not {type(value).__name__}")
-    numbers = tuple(sorted({integer(one, name, 0, 65535) for one in value}))
+    numbers = tuple(sorted({integer(one, f"a number in {name}", 0, 65535) for one in value}))
     if not numbers:
         raise ValueError(f"{name} must hold at least one processor")
     return numbers
@@ -155,7 +155,7 @@ def merged(before: Limits, given: Mapping[str, Any], *, best_effort: bool) -> Li
 
 def shown(name: str, value: object) -> str:
     """Return the builder call that asked for a limit."""
-    return f".limit({name}={value!r})"
+    return f".limit({name}={dict(value) if isinstance(value, tuple) and name == 'io' else value!r})"
 
 
 def resource_limits(limits: Limits) -> dict[str, tuple[int, int]]:

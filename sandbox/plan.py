@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from sandbox.arguments import integer
+
 if TYPE_CHECKING:
     from sandbox.listing import Step
 
@@ -222,13 +224,12 @@ class Plan:
             errno: The errno that it fails with.
 
         Raises:
+            TypeError: No int.
             ValueError: No such step, or no such errno.
         """
         total = sum(map(len, self.segments))
-        if not 1 <= step <= total:
-            raise ValueError(f"step must be between 1 and {total}, got {step}")
-        if not 1 <= errno < 4096:
-            raise ValueError(f"errno must be between 1 and 4095, got {errno}")
+        integer(step, "step", 1, total)
+        integer(errno, "errno", 1, 4095)
         segments = []
         index = step - 1
         for segment in self.segments:

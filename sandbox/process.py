@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, cast
 
 from sandbox.control import ProcessControl
 from sandbox.errors import TimeoutExpired
-from sandbox.exchange import Exchange, close_stream, deadline_of, decoded, milliseconds
+from sandbox.exchange import Exchange, check_input, check_timeout, close_stream, deadline_of, decoded, milliseconds
 from sandbox.order import Args
 from sandbox.pidfds import readable, reap
 from sandbox.records import Q_KILL, R_FD, R_STARTED, Control
@@ -243,6 +243,7 @@ class Process(ProcessControl, Generic[AnyStr]):
 
         Raises:
             TimeoutExpired: It still runs; nothing was killed. The error has what was said until then.
+            TypeError: Input is not of the streams' kind, text or bytes.
             ValueError: Input was given, and a communication has begun.
         """
         self._converse(input, deadline_of(timeout), timeout)
@@ -269,6 +270,8 @@ class Process(ProcessControl, Generic[AnyStr]):
 
     def _begin(self, input: AnyStr | None) -> Exchange:
         data: Any = input
+        if input is not None:
+            check_input(input, is_text=self._decode is not None)
         if isinstance(input, str):
             encoding = getattr(self.stdin, "encoding", None) or "utf-8"
             data = input.encode(encoding, getattr(self.stdin, "errors", None) or "strict")
@@ -303,6 +306,7 @@ class Process(ProcessControl, Generic[AnyStr]):
         Args:
             grace: Seconds until everything inside is killed.
         """
+        check_timeout(grace, "grace")
         self.terminate()
         try:
             return self.result(grace)

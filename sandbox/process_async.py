@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sandbox.control import ProcessControl
 from sandbox.errors import BusyError, TimeoutExpired
-from sandbox.exchange import Exchange, decoded
+from sandbox.exchange import Exchange, check_input, check_timeout, decoded
 from sandbox.order import Args
 from sandbox.records import Q_KILL, Control
 from sandbox.result import Enforced, Reason, Result
@@ -208,8 +208,11 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
 
         Raises:
             BusyError: Another task communicates, or reads a stream.
+            TypeError: Input is no bytes.
             ValueError: Input was given, and a communication has begun.
         """
+        if input is not None:
+            check_input(input, is_text=False)
         return cast("tuple[bytes, bytes]", await self._converse(input, alone=True))
 
     async def _converse(self, input: "Buffer | None", *, alone: bool) -> tuple[bytes | None, bytes | None]:
@@ -270,6 +273,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         Args:
             grace: Seconds until everything inside is killed.
         """
+        check_timeout(grace, "grace")
         self.terminate()
         try:
             # Who ends may have much to say, and nobody else may be there to take it.

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
-from sandbox.exchange import LimitedFile, check_timeout, decoder
+from sandbox.exchange import LimitedFile, check_input, check_timeout, decoder
 from sandbox.order import Args, Order, PopenOptions, RunOptions, ordered
 from sandbox.streams import DEVNULL, PIPE, Stream, Streams
 
@@ -29,15 +29,7 @@ def _fed(stdin: Stream, input: Any, encoding: str | None, errors: str | None, *,
         return stdin, None
     if stdin not in {DEVNULL, PIPE}:
         raise ValueError("stdin and input arguments may not both be used")
-    if is_text and not isinstance(input, str):
-        raise TypeError(f"input must be str, for text, encoding or errors is given, not {type(input).__name__}")
-    if isinstance(input, str) and not is_text:
-        raise TypeError("input must be bytes, not str; with text=True or an encoding it is str")
-    if not is_text:
-        try:
-            memoryview(input).release()
-        except TypeError:
-            raise TypeError(f"input must be bytes, or another buffer, not {type(input).__name__}") from None
+    check_input(input, is_text=is_text)
     return PIPE, input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
 
 

@@ -243,6 +243,8 @@ def _write(part: Part, name: str, limits: "Limits", file: str, text: str) -> Non
             fix = "boot with swapaccount=1, or say swap=None: then a part of it may be swapped out, and is not counted"
         if name == "memory" and error.errno == errno.EBUSY:
             fix = "allow more: the group by itself, and the set-up in it, take some hundred KiB"
+        if name == "cpuset":
+            fix = "say others: /sys/devices/system/cpu/online has those of this machine"
         raise UnsupportedError(
             shown(name, getattr(limits, name)),
             needed=f"{file} of a control group that takes {text!r}",

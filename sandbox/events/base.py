@@ -161,6 +161,8 @@ class EventLike(Generic[E]):
         if timeout is None:
             with self._lock:
                 return (cache or self._fill(None)).popleft()
+        if not isinstance(timeout, int | float):
+            raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
         if not timeout >= 0:
             raise ValueError(f"timeout must be a number of seconds, 0 or more, or None, got {timeout}")
         deadline = time.monotonic() + timeout

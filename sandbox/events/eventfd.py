@@ -62,6 +62,7 @@ class Eventfd(EventLike[int]):
     _prefetch = False  # the kernel adds up, and a semaphore may be shared with others
 
     def __init__(self, value: int = 0, *, semaphore: bool = False, nonblock: bool = False) -> None:
+        in_range(value, 0, 2**32 - 1, "value")
         flags = EFD_CLOEXEC | EFD_NONBLOCK | (EFD_SEMAPHORE if semaphore else 0)
         super().__init__(eventfd(value, flags), nonblock=nonblock)
 

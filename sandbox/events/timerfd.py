@@ -199,10 +199,13 @@ class Timerfd(EventLike[int]):
             value: When it expires; None, or a value that never does, disarms.
 
         Raises:
+            TypeError: No TimerVal.
             ValueError: The object is closed, or `cancel_on_set` with a clock that nobody can set.
             ClockChanged: The clock was set while a timer with `cancel_on_set` was armed; the new value
                 counts.
         """
+        if not isinstance(value, TimerVal | None):
+            raise TypeError(f"value must be a TimerVal or None, not {type(value).__name__}")
         flags = first = interval = 0
         if value is not None and value.enabled:
             interval = _nanoseconds(value.interval, "interval")

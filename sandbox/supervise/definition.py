@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from sandbox import Sandbox
+from sandbox.arguments import path_text
 from sandbox.compiler.filters import notifies
 from sandbox.order import words_of
 from sandbox.supervise.model import Ready, Restart, ServiceOptions, Settings, seconds
@@ -103,7 +104,7 @@ class Definition:
             env = dict(os.environ)  # now: to decode it takes a twentieth of a launch
         self.env: Mapping[str, str] | None = env
         where: Any = get("cwd")
-        cwd = None if where is None else os.fsdecode(where)
+        cwd = None if where is None else path_text(where, "cwd")
         if cwd is not None and not cwd.startswith("/"):
             cwd = os.path.abspath(cwd) if get("sandbox") is None else cwd
         self.cwd = cwd

@@ -10,10 +10,18 @@ from collections.abc import Callable
 import pytest
 
 import sandbox
-from sandbox import STDOUT, Allow, Filter, Kill, Sandbox, Trace, arg
+from sandbox import PIPE, STDOUT, Allow, Filter, Kill, Sandbox, Trace, arg, confine
+from sandbox.events import Eventfd, Timerfd
+from sandbox.supervise import Supervisor
 
 BOX = Sandbox()
 CLOSED = 1 << 19  # below the limit of a number inside, above every descriptor
+
+
+def supervised(**options: object) -> None:
+    with Supervisor() as supervisor:
+        supervisor.add("a", ["ls"], **options)
+
 
 # A table of: what is tried, what it raises, and all that is said.
 RUN: list[tuple[Callable[[], object], type[BaseException], str]] = [
@@ -120,6 +128,13 @@ BUILDER: list[tuple[Callable[[], object], type[BaseException], str]] = [
     (lambda: Filter(Allow).diff(5), TypeError, "other must be a Filter, not int"),
     (lambda: Filter.from_oci('{"defaultAction": "SCMP_ACT_ALLOW"}'), ValueError,
      "source must be a path, or what json.loads() made of the text, not the text itself"),
+    (lambda: BOX.limit(cpuset=["0"]), TypeError, "a number in cpuset must be an int, not str"),
+    (lambda: BOX.plan(["true"]).with_fault("a", 1), TypeError, "step must be an int, not str"),
+    (lambda: confine(filter="x"), TypeError, "filter must be a Filter or None, not str"),
+    (lambda: confine(landlock="x"), TypeError, "landlock must be a Landlock or None, not str"),
+    (lambda: Timerfd(5), TypeError, "value must be a TimerVal or None, not int"),
+    (lambda: Eventfd(-1), ValueError, "value must be between 0 and 4294967295, got -1"),
+    (lambda: supervised(cwd=5), TypeError, "cwd must be str, bytes or os.PathLike, not int"),
     (lambda: Filter.from_oci(0), TypeError, "source must be str, bytes or os.PathLike, not int"),
 ]  # fmt: skip
 
@@ -175,6 +190,50 @@ def test_signal_that_is_no_number_is_refused(word):
 
 @pytest.mark.needs_userns
 @pytest.mark.parametrize(
+    ("text", "data", "said"),
+    [
+        (None, "x", "input must be bytes, not str; with text=True or an encoding it is str"),
+        (None, 5, "input must be bytes, or another buffer, not int"),
+        (True, b"x", "input must be str, for text, encoding or errors is given, not bytes"),
+    ],
+)
+def test_input_that_is_not_of_the_streams_kind_is_refused(text, data, said):
+    with BOX.popen(["cat"], stdin=PIPE, stdout=PIPE, text=text) as process:
+        with pytest.raises(TypeError, match=f"^{re.escape(said)}$"):
+            process.communicate(data)
+        assert process.communicate("x" if text else b"x")[0] in {"x", b"x"}
+
+
+@pytest.mark.needs_userns
+def test_input_that_is_no_bytes_is_refused_in_asyncio():
+    async def main():
+        async with await BOX.popen_async(["cat"], stdin=PIPE, stdout=PIPE) as process:
+            with pytest.raises(TypeError, match=r"^input must be bytes, not str"):
+                await process.communicate("x")
+            assert (b"x", None) == await process.communicate(b"x")
+
+    asyncio.run(main())
+
+
+@pytest.mark.needs_userns
+def test_grace_that_is_no_time_is_refused_before_anything_is_sent():
+    with BOX.popen(["sleep", "60"]) as process:
+        with pytest.raises(TypeError, match=r"^grace must be a number of seconds or None, not str$"):
+            process.stop("10s")
+        assert process.poll() is None
+        process.kill()
+
+
+def test_timeout_of_an_event_that_is_no_number_is_refused():
+    with (
+        Eventfd(1) as counter,
+        pytest.raises(TypeError, match=r"^timeout must be a number of seconds or None, not str$"),
+    ):
+        counter.read_event("x")
+
+
+@pytest.mark.needs_userns
+@pytest.mark.parametrize(
     ("box", "program", "call"),
     [
         (BOX.tmpfs("/usr"), "true", '.tmpfs("/usr")'),
@@ -209,6 +268,12 @@ def test_program_that_is_shown_again_is_not_called_hidden():
 def test_root_that_is_no_directory_is_told_so():
     with pytest.raises(OSError, match="hint: what is to be the root must be a directory"):
         BOX.rootfs("/etc/passwd").run(["true"])
+
+
+@pytest.mark.needs_userns
+def test_directory_below_a_file_is_told_so():
+    with pytest.raises(NotADirectoryError, match="hint: a part of the path is a file, not a directory"):
+        BOX.file("/a", "x").dir("/a/b").run(["true"])
 
 
 @pytest.mark.needs_userns

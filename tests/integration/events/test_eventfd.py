@@ -96,9 +96,9 @@ def test_increment_of_what_is_no_int_is_a_type_error(value):
 
 @pytest.mark.parametrize("value", [-1, 2**32, 2**64])
 def test_initial_value_over_32_bits_is_a_value_error_never_truncated(value):
-    with pytest.raises(ValueError, match="initval must be between 0 and 4294967295"):
+    with pytest.raises(ValueError, match=r"^value must be between 0 and 4294967295"):
         Eventfd(value)
-    with pytest.raises(ValueError, match="initval"):
+    with pytest.raises(ValueError, match=r"^value"):
         Eventfd_async(value)
 
 
