@@ -19,7 +19,8 @@ def conditions(draw: st.DrawFn, index: int) -> "tuple[str, tuple[int, ...], int 
     operation = draw(st.sampled_from(["eq", "ne", "lt", "le", "gt", "ge", "one_of", "between"]))
     count = {"one_of": draw(st.integers(1, 4)), "between": 2}.get(operation, 1)
     mask = draw(st.none() | numbers)
-    return operation, tuple(draw(numbers) for _ in range(count)), mask
+    values = [draw(numbers) for _ in range(count)]
+    return operation, tuple(sorted(values) if operation == "between" else values), mask
 
 
 @st.composite
