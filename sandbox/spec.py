@@ -87,15 +87,23 @@ class Network:
         none: A network of its own, with nothing up.
         loopback: A network of its own, with its loopback up.
         host: The caller's.
+        kind: Which of them it is.
     """
 
     __slots__ = ("kind",)
+    kind: Literal["none", "loopback", "host"]
     none: "Network"
     loopback: "Network"
     host: "Network"
 
     def __init__(self, kind: Literal["none", "loopback", "host"]) -> None:
-        self.kind = kind
+        if kind not in {"none", "loopback", "host"}:
+            raise ValueError(f'kind must be "none", "loopback" or "host", got {kind!r}')
+        object.__setattr__(self, "kind", kind)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: the constants are everybody's."""
+        raise AttributeError(f"Network.{name} cannot be changed: it is a value")
 
     def __eq__(self, other: object) -> bool:
         """Compare by kind."""

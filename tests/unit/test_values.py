@@ -326,6 +326,14 @@ def test_field_of_a_frozen_value_cannot_be_set(name):
             setattr(value, field.name, 1)
 
 
+def test_network_is_not_changed_by_anybody():
+    with pytest.raises(AttributeError, match="kind cannot be changed"):
+        Network.none.kind = "host"
+    with pytest.raises(ValueError, match=r'^kind must be "none", "loopback" or "host", got \'bridge\'$'):
+        Network("bridge")
+    assert "Network.none" == repr(Network.none)
+
+
 def test_values_are_the_same_to_another_process():
     made = {name: make() for name, make in VALUES.items() if name != "Sandbox.inherit_env"}
     program = "import pickle, sys; v = pickle.load(sys.stdin.buffer)\nprint({n: repr(o) for n, o in v.items()}, end='')"
