@@ -9,14 +9,16 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sandbox.accounting import Accounted
+from sandbox.arguments import StrOrBytesPath
 from sandbox.compiler import Layers
 from sandbox.errors import BusyError, SetupError, UnsupportedError
 from sandbox.exchange import Budget, deadline_of
-from sandbox.order import Args, Order
+from sandbox.order import Args, Order, order_of
 from sandbox.pidfds import pid_of, readable, reap
 from sandbox.records import (
     Q_DETACH,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from sandbox.denials import Denied
     from sandbox.filters import Filter
+    from sandbox.plan import Plan
     from sandbox.spec import Namespace
     from sandbox.terminal import Terminal
 
@@ -52,6 +55,12 @@ if TYPE_CHECKING:
 _NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
 # How long PID 1, which does nothing but answer, may take for that.
 _PATIENCE: Final = 5.0
+# Seconds after which somebody who waits for its word looks whether another thread has taken it.
+_GLANCE: Final = 0.5
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 class ProcessControl(Accounted):
@@ -66,6 +75,9 @@ class ProcessControl(Accounted):
         returncode: None while it runs; -N for signal N.
         terminal: The caller's end of the terminal, with `pty`: both `stdin` and `stdout` write to it and read from it.
     """
+
+    # Seconds that a look waits for PID 1's word of an end that has come.
+    _LAST_WORD = 1.0
 
     def __init__(
         self,
@@ -88,6 +100,7 @@ class ProcessControl(Accounted):
         self._pidfd = init_pidfd
         self._enter: Callable[[Any, Order, Streams], Any] | None = None
         self._enter_async: Callable[[Any, Order, Streams], Coroutine[Any, Any, Any]] | None = None
+        self._further_plan: Callable[[Order], Plan] | None = None
         self.enforced = enforced
         self._layers = Layers()
         self._budget: Budget | None = None  # of output
@@ -249,7 +262,19 @@ class ProcessControl(Accounted):
             self._ended(None)
 
     def _collect(self, deadline: float | None = None) -> bool:
-        """Take the records up to the end, which has come; False when the last one is late."""
+        """Take the records up to the end, which has come; False when the last one is late.
+
+        PID 1 says it in its last moment; of a further command a moment after that one's end, unless it was stopped.
+        """
+        while (channel := self._take_all()) >= 0:
+            # Without the lock: another thread may have to kill it, and then closes what we wait for.
+            until = time.monotonic() + _GLANCE
+            if not readable(channel, until if deadline is None else min(until, deadline)) and _is_over(deadline):
+                return False
+        return True
+
+    def _take_all(self) -> int:
+        """Take the records that there are; return -1 when the last one was among them, else where it will come."""
         with self._lock:
             if self._reading:
                 raise BusyError("a signal handler cannot wait for a process whose end is being noted at this moment")
@@ -260,11 +285,10 @@ class ProcessControl(Accounted):
                     try:
                         self._take(self._control.receive(wait=False))
                     except BlockingIOError:
-                        if not readable(self._control.fileno(), deadline):
-                            return False
+                        return self._control.fileno()
             finally:
                 self._reading = False
-        return True
+        return -1
 
     def _look(self) -> int | None:
         """Return the exit code when it has ended, without waiting."""
@@ -273,7 +297,7 @@ class ProcessControl(Accounted):
             with self._lock:
                 # A signal handler that interrupts the reading of the end: it is told the next time.
                 if self.returncode is None and not self._reading and readable(self._pidfd, 0.0):
-                    self._collect()
+                    self._collect(deadline_of(self._LAST_WORD))
         return self.returncode
 
     def _told(self) -> int:
@@ -348,6 +372,20 @@ class ProcessControl(Accounted):
         first = self._entered(order)
         assert first._enter_async is not None
         return await first._enter_async(first, order, streams)
+
+    def plan(self, args: Args, *, cwd: StrOrBytesPath | None = None) -> "Plan":
+        """Return the system calls of one more command in this sandbox, in order, before anything runs.
+
+        What an error of `run` and `popen` of this object calls a step is one of these.
+
+        Args:
+            args: The command.
+            cwd: Instead of the sandbox's own.
+        """
+        order = order_of(args, cwd=cwd)
+        first = self._entered(order)
+        assert first._further_plan is not None
+        return first._further_plan(order)
 
     def _entered(self, order: Order) -> "ProcessControl":
         """Return the first command of the sandbox, in which another can be started now."""

@@ -110,6 +110,11 @@ class SetupError(SandboxError, OSError):
         return text
 
 
+def is_late(error: BaseException) -> bool:
+    """Say whether a launch was given up because the caller's timeout was over."""
+    return isinstance(error, SetupError) and error.errno == _errno.ETIMEDOUT and not error.step
+
+
 def _rebuild_setup_error(errno: int, filename: str | None) -> SetupError:
     return SetupError(errno, filename=filename)
 
@@ -184,7 +189,9 @@ class ClockChanged(SandboxError, OSError):
 
 
 class TimeoutExpired(subprocess.TimeoutExpired):
-    """The command outlasted the caller's patience; the whole tree was killed.
+    """The command, or its set-up, outlasted the caller's patience; the whole tree was killed.
+
+    Of a set-up that did not come to its end `__cause__` is the SetupError, and the command never ran.
 
     Attributes:
         result: What was known then; `result.reason` is `Reason.TIMEOUT`.

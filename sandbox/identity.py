@@ -154,6 +154,8 @@ def gaps(spec: "Spec", caller: Caller) -> Iterator[str]:
         yield "the network is the caller's: what listens on its loopback and on abstract sockets can be reached"
     if "pid" not in spec.new_namespaces and not fresh(spec, caller):
         yield 'share("pid"): the payload has the caller\'s user, and may send signals to what that runs'
+    if "pid" not in spec.new_namespaces:
+        yield 'share("pid"): a payload that kills the process above it outlives the sandbox, unless a group is limited'
     if mapped_by_program(spec, caller):
         yield "the ids of id_ranges() are the caller's: every sandbox that it launches has the same"
 

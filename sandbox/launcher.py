@@ -3,7 +3,10 @@
 import errno
 import os
 import sys
+from dataclasses import replace
 from functools import partial
+from threading import Event
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sandbox import host, launch
@@ -22,6 +25,7 @@ from sandbox.plan import Command, Plan
 from sandbox.process import Process
 from sandbox.records import parse_identity
 from sandbox.result import Enforced
+from sandbox.rootfs import Bind, Root
 from sandbox.spec import Spec
 from sandbox.streams import Streams, close_all
 from sandbox.template import Template, candidates
@@ -146,12 +150,11 @@ def _prepare(cache: _Cache, spec: Spec, variant: Variant) -> _Ready:
 
 def _renumber(error: SetupError, made: Plan, shown: Plan) -> None:
     """Give an error of a launch that cloned its tree the number that the step has in `plan()`, which builds it."""
-    if error.step:
-        failed = made.steps[error.step - 1]
-        for step in shown.steps:
-            if (step.segment, step.origin, str(step)) == (failed.segment, failed.origin, str(failed)):
-                error.step, error.steps = step.number, len(shown.steps)
-                return
+    failed = made.steps[error.step - 1]
+    for step in shown.steps:
+        if (step.segment, step.origin, str(step)) == (failed.segment, failed.origin, str(failed)):
+            error.step, error.steps = step.number, len(shown.steps)
+            return
 
 
 def _prepared(cache: _Cache, spec: Spec, variant: Variant) -> tuple[_Ready, int]:
@@ -186,6 +189,14 @@ def _read(setup: Setup, compiled: Compiled) -> Enforced:
     return parse_identity(setup.identity, compiled.layers) if setup.identity else Enforced()
 
 
+def _variant(order: Order) -> Variant:
+    """Return what an order changes in the plan, but for control groups."""
+    python = order.program == _EXECUTABLE and is_this_python(order.program)
+    if not order.fds and order.cwd is None and not order.pty and not order.hold and not python:
+        return _PLAIN
+    return Variant(tuple(order.fds), hold=order.hold, cwd=order.cwd, pty=bool(order.pty), python=python)
+
+
 class Prepared(NamedTuple):
     """All that a launch needs, for `launch.Setup`; `close` it when the payload has started or has not."""
 
@@ -206,6 +217,13 @@ class Prepared(NamedTuple):
             self.group.close_inner()
 
 
+def _further(running: Prepared, order: Order) -> Variant:
+    """Return the variant of one more command."""
+    return running.variant._replace(
+        fds=tuple(order.fds), hold=False, cwd=order.cwd, cached_tree=False, pty=bool(order.pty), further=True
+    )
+
+
 class Launcher:
     """Launches what one `Sandbox` says; keeps what was compiled of it."""
 
@@ -221,11 +239,13 @@ class Launcher:
         Raises:
             SetupError: A step failed; the payload has not run and nothing is left behind.
         """
+        if order.deadline is not None:
+            self._await_sources(order, order.deadline)
         prepared, setup = self._begin(order, streams)
         try:
             launch.run(setup, prepared.slots)
         except BaseException as error:
-            self.failed(prepared, error)
+            self.failed(prepared, error, stuck=setup.stuck)
             raise
         finally:
             prepared.close()
@@ -239,29 +259,58 @@ class Launcher:
         """
         from sandbox.process_async import run_setup
 
+        await self._await_sources_async(order)
         prepared, setup = self._begin(order, streams)
         try:
             await run_setup(setup, prepared.slots)
         except BaseException as error:
-            self.failed(prepared, error)
+            self.failed(prepared, error, stuck=setup.stuck)
             raise
         finally:
             prepared.close()
         return await self._started_async(order, setup, prepared, None)
 
+    def _looks_at(self, order: Order) -> list[Bind | Root]:
+        """Return whose source this launch looks at itself, before there is anything that could be given up."""
+        cache = self._cache
+        if cache is not None and not (cache.owners or cache.grouped) and cache.ready.get(_variant(order)) is not None:
+            return []
+        return [entry for entry in self._spec.entries if isinstance(entry, Bind | Root)]
+
+    def _await_sources(self, order: Order, deadline: float) -> None:
+        """Wait until each source has answered.
+
+        Raises:
+            SetupError: Of no step, with ETIMEDOUT: the time is over.
+        """
+        entries = self._looks_at(order)
+        if entries:
+            from sandbox.answering import Look
+
+            answered = Event()
+            look = Look(entries, answered.set)
+            if not answered.wait(max(0.0, deadline - monotonic())):
+                raise look.late()
+
+    async def _await_sources_async(self, order: Order) -> None:
+        entries = self._looks_at(order)
+        if entries:
+            from sandbox.answering import answer
+
+            await answer(entries, order.deadline)
+
     def _begin(self, order: Order, streams: Streams) -> tuple[Prepared, Setup]:
         try:
             prepared = self.prepare(order, streams)
         except OSError as error:
-            from sandbox.launch.failure import explained
-
-            raise explained(error) from None
+            raise native.explained(error) from None
         setup = Setup(
             prepared.template,
             prepared.command,
             listens=prepared.compiled.listens,
             held=order.hold,
             map_ids=prepared.cache.map_ids,
+            deadline=order.deadline,
         )
         return prepared, setup
 
@@ -308,17 +357,25 @@ class Launcher:
         from sandbox.launch.entry import Entry
 
         compiled = prepared.compiled
-        return prepared, Entry(prepared.template, prepared.command, sandbox._ask_init, listens=compiled.listens)
+        return prepared, Entry(
+            prepared.template,
+            prepared.command,
+            sandbox._ask_init,
+            listens=compiled.listens,
+            deadline=order.deadline,
+        )
 
     def _prepare_entry(self, running: Prepared, sandbox: ProcessControl, order: Order, streams: Streams) -> Prepared:
         self._refuse_unattended(order)
         cache = running.cache
         variables = cache.env if order.env is None else order.env
-        variant = running.variant._replace(
-            fds=tuple(order.fds), hold=False, cwd=order.cwd, cached_tree=False, pty=bool(order.pty), further=True
-        )
-        compiled = _compiled(cache, self._spec, variant)
-        template = Template(compiled.plan if order.plan is None else order.plan)
+        variant = _further(running, order)
+        ready = cache.ready.get(variant)
+        if ready is None:
+            if len(cache.ready) >= _MAX_VARIANTS:
+                cache.ready.clear()
+            ready = cache.ready[variant] = _Ready(_compiled(cache, self._spec, variant), None)
+        compiled, template = ready.compiled, ready.template if order.plan is None else Template(order.plan)
         slots = [-1] * template.slots
         slots[3:6] = streams.child
         for number, slot in compiled.fd_slots.items():
@@ -331,6 +388,13 @@ class Launcher:
             streams.give_pipes(*running.ids)
         command = Command(order.argv, variables.encoded, candidates(order.program, variables.path), order.pty)
         return Prepared(cache, variant, compiled, template, command, slots, ours, running.ids)
+
+    def further_plan(self, running: Prepared, order: Order) -> Plan:
+        """Return the plan of one more command in a sandbox that runs."""
+        compiled = _compiled(running.cache, self._spec, _further(running, order))
+        variables = running.cache.env
+        command = Command(order.argv, variables.encoded, candidates(order.program, variables.path))
+        return replace(compiled.plan, command=command)
 
     def _started(
         self, kind: type[C], order: Order, setup: Setup, prepared: Prepared, sandbox: ProcessControl | None
@@ -354,6 +418,7 @@ class Launcher:
         if sandbox is None:
             process._enter = partial(self.enter, prepared)
             process._enter_async = partial(self.enter_async, prepared)
+            process._further_plan = partial(self.further_plan, prepared)
         else:
             process._begin_further()
         return process
@@ -411,11 +476,7 @@ class Launcher:
             cache = self._cache = _Cache(spec, uid, gid, stamp)
         variables = cache.env if order.env is None else order.env
         extra = order.fds
-        python = order.program == _EXECUTABLE and is_this_python(order.program)
-        plain = not extra and order.cwd is None and not order.pty and not order.hold and not python
-        variant = _PLAIN
-        if not plain:
-            variant = Variant(tuple(extra), hold=order.hold, cwd=order.cwd, pty=bool(order.pty), python=python)
+        variant = _variant(order)
         chosen = None
         if cache.grouped:
             variant, chosen = in_groups(spec, variant)
@@ -462,8 +523,12 @@ class Launcher:
         )
         return Prepared(cache, variant, compiled, template, command, slots, ours, (uid, gid), group)
 
-    def failed(self, prepared: Prepared, error: BaseException) -> None:
+    def failed(self, prepared: Prepared, error: BaseException, *, stuck: bool = False) -> None:
         """Look at what ended a launch: facts of the host may have changed since the plan was compiled."""
+        if stuck and prepared.group is not None:
+            # Whoever launches next at the same place removes it.
+            prepared.group.give_up()
+            return
         if isinstance(error, SetupError):
             self._cache = None
             out_of_memory = None
@@ -478,9 +543,7 @@ class Launcher:
 
                 error.hint = why_hidden(self._spec, error.filename) or error.hint
         self._dismiss(prepared)
-        if not isinstance(error, SetupError):
-            return
-        if prepared.compiled.tree_slot is not None:
+        if isinstance(error, SetupError) and error.step and prepared.compiled.tree_slot is not None:
             shown = compile_plan(self._spec, prepared.cache.who, prepared.variant).plan
             _renumber(error, prepared.compiled.plan, shown)
 

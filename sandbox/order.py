@@ -123,6 +123,7 @@ class Order(NamedTuple):
         attended: The caller gets the process, and can answer for its filter.
         plan: Instead of the compiled one: with a fault in it, or a barrier.
         pty: What the steps that make a terminal need; nothing: no terminal.
+        deadline: When the launch is given up, on the monotonic clock.
     """
 
     args: Args
@@ -136,6 +137,7 @@ class Order(NamedTuple):
     attended: bool = True
     plan: Plan | None = None
     pty: tuple[tuple[str, bytes], ...] = ()
+    deadline: float | None = None
 
 
 def order_of(
@@ -195,7 +197,13 @@ def _instead(name: str, *, attended: bool) -> str:
 
 
 def ordered(
-    args: Args, stdin: Stream, stdout: Stream, stderr: Stream, options: Mapping[str, Any], attended: bool
+    args: Args,
+    stdin: Stream,
+    stdout: Stream,
+    stderr: Stream,
+    options: Mapping[str, Any],
+    attended: bool,
+    deadline: float | None,
 ) -> tuple[Order, Streams]:
     """Check a command and make its pipes; what is made is closed again when that fails."""
     for name in options:
@@ -203,6 +211,8 @@ def ordered(
             raise TypeError(f"unexpected keyword argument {name!r}{_instead(name, attended=attended)}")
     # First of all: a pipe of ours must not take the number of a descriptor that the caller has closed.
     order = order_of(args, attended=attended, **options)
+    if deadline is not None:
+        order = order._replace(deadline=deadline)
     given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
     for name, stream in given.items():
         check_stream(name, stream)

@@ -36,7 +36,7 @@ OPERATIONS: Final = (
     "fork_payload", "reset_signals", "place_fds", "verify", "hold", "execve", "send_fd", "end", "skip",
     "seccomp_listen", "write_proc_self", "join_cgroup", "thaw_with", "wall_time", "limit_cpu", "join_group", "stay",
     "become_payload", "read_limits", "listen_pid", "user_namespace", "await_maps",
-    "watch_caller",
+    "watch_caller", "look",
 )  # fmt: skip
 TAG_TERMINAL: Final = 2  # of send_fd: enum tag of csrc/init/init.h
 SLOTS: Final = ("control", "lifeline", "claim", "stdin", "stdout", "stderr")

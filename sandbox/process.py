@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, cast
 
 from sandbox.control import ProcessControl
@@ -198,7 +199,8 @@ class Process(ProcessControl, Generic[AnyStr]):
         if self._look() is not None:
             return
         self._killed = True
-        self._send(Q_KILL)
+        with suppress(TimeoutError):  # stopped: SIGKILL follows
+            self._send(Q_KILL)
         if not self._await_end(deadline_of(_SIGKILL_AFTER)):
             self._signal_init()
             if not self._await_end(None if self._sandbox is None else deadline_of(_REMAINS_AFTER)):
@@ -314,8 +316,20 @@ class Process(ProcessControl, Generic[AnyStr]):
             self.kill()
             return self.result()
 
-    def _finish(self, input: bytes | None, timeout: float | None, decode: Callable[[bytes], Any] | None) -> Result[Any]:
+    def _finish(
+        self,
+        input: bytes | None,
+        timeout: float | None,
+        deadline: float | None,
+        decode: Callable[[bytes], Any] | None,
+    ) -> Result[Any]:
         """Run to the end, as subprocess.run does, and close.
+
+        Args:
+            input: For a stdin that is a pipe.
+            timeout: What the caller said.
+            deadline: When that is over.
+            decode: Makes text of output, or None.
 
         Raises:
             TimeoutExpired: The whole tree was killed; the error has what was said until then.
@@ -326,7 +340,7 @@ class Process(ProcessControl, Generic[AnyStr]):
                 self._told()
                 return self._made(None, None)
             exchange = self._talk = Exchange(self.stdin, self.stdout, self.stderr, input, self._budget)
-            in_time = self._await_end(deadline_of(timeout), exchange)
+            in_time = self._await_end(deadline, exchange)
             if not in_time:
                 self._cause = Reason.TIMEOUT
                 self.kill()

@@ -9,15 +9,18 @@ import fcntl
 import io
 import os
 import select
+import signal
 import sys
+import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sandbox.control import ProcessControl
-from sandbox.errors import BusyError, TimeoutExpired
-from sandbox.exchange import Exchange, check_input, check_timeout, decoded
+from sandbox.errors import BusyError, SetupError, TimeoutExpired, is_late
+from sandbox.exchange import Exchange, check_input, check_timeout, deadline_of, decoded
 from sandbox.order import Args
 from sandbox.records import Q_KILL, Control
 from sandbox.result import Enforced, Reason, Result
@@ -33,10 +36,22 @@ if TYPE_CHECKING:
     from sandbox.streams import Streams
 
 _SIGKILL_AFTER: Final = 0.1
+_REMAINS_AFTER: Final = 1.0
 _BLOCK: Final = 1 << 16
-# How often a launch without a word is looked at: somebody may have stopped it.
-_LOOK: Final = 1.0
-_turns: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakKeyDictionary()
+# How long who was killed in a launch may take to die, where he may hang in the kernel.
+_DYING: Final = 1.0
+
+
+class _Turn:
+    """Whose turn it is to begin a launch in one loop."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+# Only while somebody uses it: a lock for which somebody has waited holds its loop.
+_turns: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn]" = weakref.WeakKeyDictionary()
 
 
 class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _async
@@ -54,6 +69,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
     """
 
     _pidfd = -1  # what __del__ finds when __init__ did not come far
+    _LAST_WORD = 0.0  # the loop tells when it has come
 
     def __init__(
         self,
@@ -77,7 +93,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         self._end: asyncio.Future[None] = self._loop.create_future()
         self._transports: list[asyncio.BaseTransport] = []
         self._raw: list[io.FileIO] = []
-        self._watched = False
+        self._watched = -1  # the descriptor that the loop watches
         self._heard: dict[str, bytearray] = {}
         self._fed = self._talking = self._said = False
 
@@ -106,15 +122,18 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             self._end.set_result(None)
         else:
             # Weak: a loop that held the process would keep one alive that nobody else has.
-            self._loop.add_reader(self._pidfd, _on_end, weakref.ref(self))
-            self._watched = True
+            self._watch_fd(self._pidfd)
+
+    def _watch_fd(self, fd: int) -> None:
+        self._loop.add_reader(fd, _on_end, weakref.ref(self))
+        self._watched = fd
 
     def _unwatch(self) -> None:
         if self._loop.is_closed():
             return
-        if self._watched:
-            self._loop.remove_reader(self._pidfd)
-            self._watched = False
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+            self._watched = -1
         # One task may have looked, and closes before the loop has told the others.
         if self.returncode is not None and not self._end.done():
             self._end.set_result(None)
@@ -122,9 +141,17 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
     def _note_end(self) -> None:
         """Take what PID 1 said at its end, and wake who waits."""
         self._unwatch()
-        self._collect()
-        if not self._end.done():
+        if (channel := self._take_all()) >= 0:
+            # Of a further command: PID 1 has yet to say so, when it has the processor, or is stopped no more.
+            self._watch_fd(channel)
+        elif not self._end.done():
             self._end.set_result(None)
+
+    def _ended(self, status: int | None, error: int = 0) -> None:
+        # The loop may watch the channel, which is closed now.
+        if self._control is not None and self._watched == self._control.fileno():
+            self._unwatch()
+        super()._ended(status, error)
 
     async def _until_ended(self) -> None:
         """Wait for the end, whatever it was."""
@@ -180,7 +207,8 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         if self._look() is not None or self._killed:
             return
         self._killed = True
-        self._send(Q_KILL)
+        with suppress(TimeoutError):  # stopped: SIGKILL follows
+            self._send(Q_KILL)
         if self._loop.is_closed():
             self._kill_surely()
         else:
@@ -189,6 +217,14 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
     def _kill_surely(self) -> None:
         if self.returncode is None and self._pidfd >= 0:
             self._signal_init()
+            if self._sandbox is not None and not self._loop.is_closed():
+                self._loop.call_later(_REMAINS_AFTER, self._bury)
+
+    def _bury(self) -> None:
+        """Note the end of a further command that is dead, and of which PID 1 says nothing: it was stopped."""
+        if self.returncode is None and self._pidfd >= 0 and self._look() is None:
+            self._ended(signal.SIGKILL)
+        self._unwatch()
 
     def release(self) -> None:
         """Let a process that was started with `hold=True` execute its program; nothing happens the second time.
@@ -323,6 +359,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         streams: "Streams",
         input: bytes | None,
         timeout: float | None,  # noqa: ASYNC109  # subprocess' argument
+        deadline: float | None,
         decode: Callable[[bytes], Any] | None,
     ) -> Result[Any]:
         """Run to the end, as `run` does, and close.
@@ -340,7 +377,8 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
                 for fd, events in talk.waiting.items():
                     add = loop.add_reader if events == select.POLLIN else loop.add_writer
                     add(fd, self._exchange, talk, fd)
-                in_time = bool((await asyncio.wait([self._end], timeout=timeout))[0])
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                in_time = bool((await asyncio.wait([self._end], timeout=left))[0])
                 if not in_time:
                     self._cause = Reason.TIMEOUT
                     self.kill()
@@ -379,9 +417,13 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         """End what could not be made whole, waiting for it."""
         if self._look() is None:
             self._signal_init()
-            self._collect()
+            self._collect_or_bury()
         self._close_streams()
         self._let_go()
+
+    def _collect_or_bury(self) -> None:
+        if not self._collect(None if self._sandbox is None else deadline_of(_REMAINS_AFTER)):
+            self._ended(signal.SIGKILL)
 
     async def aclose(self) -> None:
         """Kill it if it runs, reap it, close everything; does nothing the second time."""
@@ -394,7 +436,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
             if not self._detached and self._pidfd >= 0 and self._look() is None:
                 self.kill()
                 if self._loop.is_closed():
-                    self._collect()
+                    self._collect_or_bury()
                 else:
                     await self._ended_for_sure()
         finally:
@@ -435,7 +477,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
     def detach(self) -> int:
         """As `ProcessControl.detach`; `wait` and everything else that asks for the end refuses from then on."""
         self._check()
-        watched = self._watched
+        watched = self._watched >= 0
         self._unwatch()
         try:
             pidfd = super().detach()
@@ -476,6 +518,19 @@ def _on_end(reference: "weakref.ref[Process_async]") -> None:
         process._note_end()
 
 
+@asynccontextmanager
+async def _turn(loop: asyncio.AbstractEventLoop) -> AsyncIterator[None]:
+    turn = _turns.setdefault(loop, _Turn())
+    turn.users += 1
+    try:
+        async with turn.lock:
+            yield
+    finally:
+        turn.users -= 1
+        if not turn.users:
+            del _turns[loop]
+
+
 async def run_setup(setup: "Setup", slots: list[int]) -> None:
     """Launch without blocking the loop, and return when the program has been executed or is held.
 
@@ -483,18 +538,33 @@ async def run_setup(setup: "Setup", slots: list[int]) -> None:
         SetupError: A step failed; the payload has not run and nothing is left behind.
     """
     loop = asyncio.get_running_loop()
-    turn = _turns.setdefault(loop, asyncio.Lock())
     try:
         # To begin takes a part of a millisecond, in which the loop stands still: once in each of its rounds.
-        async with turn:
+        async with _turn(loop):
             setup.begin(slots)
             await asyncio.sleep(0)
         while not await _complete(loop, setup):
             pass
         setup.reap_stage()
-    except BaseException:
-        setup.abort()
+    except BaseException as error:
+        if isinstance(error, SetupError) and not is_late(error):
+            setup.abort()
+        else:
+            await _give_up(loop, setup)
         raise
+
+
+async def _give_up(loop: asyncio.AbstractEventLoop, setup: "Setup") -> None:
+    """End what a launch has started, and wait for that a while."""
+    gone = asyncio.Event()
+
+    def tell() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(gone.set)
+
+    setup.give_up(tell)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(gone.wait(), _DYING)
 
 
 async def _complete(loop: asyncio.AbstractEventLoop, setup: "Setup") -> bool:
@@ -512,18 +582,19 @@ async def _complete(loop: asyncio.AbstractEventLoop, setup: "Setup") -> bool:
     for fd in fds:
         loop.add_reader(fd, wake, fd)
     try:
-        await asyncio.wait([ready], timeout=_LOOK)
+        await asyncio.wait([ready], timeout=setup.patience())
     finally:
         for fd in fds:
             loop.remove_reader(fd)
     if not ready.done():
+        setup.check_time()
         stalled = setup.stalled()
         if stalled is not None:
             raise stalled
         return False
     while True:
         try:
-            record = setup.control.receive(wait=False)
+            record = setup.receive_one(wait=False)
         except BlockingIOError:
             # No record: a question, then, and somebody has to answer it.
             return ready.result() == question

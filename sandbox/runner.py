@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Callable, Mapping
+from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
-from sandbox.exchange import LimitedFile, check_input, check_timeout, decoder
+from sandbox.errors import SetupError, TimeoutExpired, is_late
+from sandbox.exchange import LimitedFile, check_input, deadline_of, decoder
 from sandbox.order import Args, Order, PopenOptions, RunOptions, ordered
 from sandbox.streams import DEVNULL, PIPE, Stream, Streams
 
@@ -31,6 +33,20 @@ def _fed(stdin: Stream, input: Any, encoding: str | None, errors: str | None, *,
         raise ValueError("stdin and input arguments may not both be used")
     check_input(input, is_text=is_text)
     return PIPE, input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
+
+
+def expired(args: Args, timeout: float) -> TimeoutExpired:
+    """Return the error of a command whose set-up took the caller's whole patience."""
+    from sandbox.result import Reason, Result
+
+    error = TimeoutExpired(args, timeout)
+    error.result = Result(
+        args,
+        -SIGKILL,
+        reason=Reason.TIMEOUT,
+        detail=f"killed after {timeout} seconds, the caller's timeout, in its set-up: the program was never executed",
+    )
+    return error
 
 
 class Runner:
@@ -118,7 +134,7 @@ class Runner:
             stdout: Likewise; the caller's when left out.
             stderr: Likewise, or STDOUT.
             capture_output: Both are pipes, and in the result.
-            timeout: Seconds of the caller's patience; then the whole tree is killed.
+            timeout: Seconds of the caller's patience, for the launch and the command; then the whole tree is killed.
             check: Raise when the exit status is not 0.
             **options: env (replaces the environment), cwd, executable, name (of 1 to 64 letters, digits, ".", "_" and
                 "-"), pass_fds, fds {inside: outside}.
@@ -135,10 +151,14 @@ class Runner:
         stdout, stderr = _captured(capture_output, stdout, stderr)
         decode = decoder(encoding, errors) if is_text else None
         stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
-        if timeout is not None:
-            check_timeout(timeout)
-        process = self._open(args, stdin, stdout, stderr, 0, None, options, attended=False)
-        result = process._finish(data, timeout, decode)
+        deadline = deadline_of(timeout)
+        try:
+            process = self._open(args, stdin, stdout, stderr, 0, None, options, attended=False, deadline=deadline)
+        except SetupError as error:
+            if timeout is None or not is_late(error):
+                raise
+            raise expired(args, timeout) from error
+        result = process._finish(data, timeout, deadline, decode)
         if check:
             result.check_returncode()
         return result
@@ -208,10 +228,16 @@ class Runner:
         stdout, stderr = _captured(capture_output, stdout, stderr)
         decode = decoder(encoding, errors) if is_text else None
         stdin, data = _fed(stdin, input, encoding, errors, is_text=is_text)
-        if timeout is not None:
-            check_timeout(timeout)
-        process, streams = await self._open_async(args, stdin, stdout, stderr, options, attended=False)
-        result = await process._finish(streams, data, timeout, decode)
+        deadline = deadline_of(timeout)
+        try:
+            process, streams = await self._open_async(
+                args, stdin, stdout, stderr, options, attended=False, deadline=deadline
+            )
+        except SetupError as error:
+            if timeout is None or not is_late(error):
+                raise
+            raise expired(args, timeout) from error
+        result = await process._finish(streams, data, timeout, deadline, decode)
         if check:
             result.check_returncode()
         return result
@@ -227,9 +253,10 @@ class Runner:
         options: Mapping[str, Any],
         *,
         attended: bool = True,
+        deadline: float | None = None,
     ) -> "Process[Any]":
         """Launch with streams; the caller's ends of pipes become the process's files."""
-        order, streams = ordered(args, stdin, stdout, stderr, options, attended)
+        order, streams = ordered(args, stdin, stdout, stderr, options, attended, deadline)
         try:
             process = self._launch(order, streams)
         except BaseException:
@@ -263,9 +290,10 @@ class Runner:
         options: Mapping[str, Any],
         *,
         attended: bool = True,
+        deadline: float | None = None,
     ) -> "tuple[Process_async, Streams]":
         """Launch with streams, whose ends are still the caller's to connect."""
-        order, streams = ordered(args, stdin, stdout, stderr, options, attended)
+        order, streams = ordered(args, stdin, stdout, stderr, options, attended, deadline)
         try:
             return await self._launch_async(order, streams), streams
         except BaseException:

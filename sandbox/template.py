@@ -8,7 +8,7 @@ from typing import Final
 from sandbox.plan import CALLS, MAX_SLOTS, OPERATIONS, Call, Command, Data, Late, Plan, Ref, Slot
 
 _NUMBERS: Final = {name: 0x100 + i for i, name in enumerate(OPERATIONS)} | {name: i for i, name in enumerate(CALLS)}
-_MAGIC, _VERSION = 0x584F4253, 3
+_MAGIC, _VERSION = 0x584F4253, 4
 _HEADER = struct.Struct("<16I")
 SLOTS_OFFSET: Final = _HEADER.size
 _HEADER_SIZE = SLOTS_OFFSET + 4 * MAX_SLOTS

@@ -69,8 +69,10 @@ def _wait(waited: list[P], deadline: float | None) -> set[P]:
             if not owner._answer():
                 poller.unregister(fd)
         ended = {by_fd[fd] for fd, _ in ready if isinstance(by_fd[fd], ProcessControl)}
-        if ended:
-            return {process for process in ended if process._look() is not None}
+        told = {process for process in ended if process._look() is not None}
+        # Of an end that PID 1 has yet to tell, as it is stopped, there is no word.
+        if told or (ended and milliseconds(deadline) == 0):
+            return told
 
 
 def as_completed(processes: Iterable[P], timeout: float | None = None) -> Iterator[P]:
@@ -112,18 +114,18 @@ async def _wait_async(waited: list[P]) -> set[P]:
     import asyncio
 
     ended = {process for process in waited if process._look() is not None}
-    if ended:
-        return ended
     loop = asyncio.get_running_loop()
-    waiters = {asyncio.ensure_future(_end_of(loop, process)): process for process in waited}
-    try:
-        done, _ = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        return {waiters[task] for task in done if waiters[task]._look() is not None}
-    finally:
-        for task in waiters:
-            task.cancel()
+    while not ended:
+        waiters = {asyncio.ensure_future(_end_of(loop, process)): process for process in waited}
+        try:
+            done, _ = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            ended = {waiters[task] for task in done if waiters[task]._look() is not None}
+        finally:
+            for task in waiters:
+                task.cancel()
+    return ended
 
 
 async def _end_of(loop: Any, process: ProcessControl) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from errno import EACCES, EINVAL, EIO, ELOOP, EMFILE, ENOENT, ENOMEM, ENOSPC, EPERM, EPIPE
 from typing import Any
 
-from sandbox import DEVNULL, Plan, Process, Sandbox, compiler, identity
+from sandbox import DEVNULL, Plan, Process, Sandbox, compiler, identity, launcher
 from sandbox.order import order_of
 from sandbox.plan import SEGMENTS, Call, Data, Segment, Slot
 from sandbox.streams import Streams
@@ -68,6 +68,13 @@ def launch(
         return sandbox._launch(order_of(args, plan=plan, **options), streams)
     finally:
         streams.close_child()
+
+
+def plan_of(sandbox: Sandbox, args: list[str], **options: Any) -> Plan:
+    """Return the plan of a launch with these options; `Sandbox.plan` shows one without any."""
+    spec = sandbox._spec
+    variant = launcher._variant(order_of(args, **options))
+    return compiler.compile_plan(spec, identity.caller(spec), variant).plan
 
 
 def further(sandbox: Sandbox, args: list[str]) -> Plan:

@@ -41,6 +41,7 @@ int sync_fd;
 
 int control, lifeline, children_fd, thaw_fd;
 static int claim;
+static int signals_fd, own_pidfd, inner_pidfd; /* of the loop, and for the launcher */
 static uint32_t alive;    /* how far stage 1 is; the kernel clears it and wakes who waits when stage 1 ends */
 static uint32_t released; /* the same, and stays */
 static long init_pid;
@@ -142,6 +143,8 @@ static long start_watched(unsigned long flags)
     if (pid < 0)
         return pid;
     watched = 1;
+    /* Before there is a child: it would discard a SIGCHLD that waits, and nobody would hear of that end. */
+    reset_signals();
     pid = call5(__NR_clone, flags | SIGCHLD, 0, 0, 0, 0);
     if (pid == 0) {
         close_fd(&payloads[0].sync);
@@ -250,20 +253,37 @@ long check_lifeline(void)
     return poll_now(control, 0) & (POLLHUP | POLLERR) ? -E_PIPE : 0;
 }
 
+/*
+ * What the loop needs, and the word that it begins: made while a failure is still that of a step, and nothing
+ * has run.
+ */
+long open_loop(void)
+{
+    const uint64_t all = ~0ull;
+
+    if (signals_fd < 0)
+        signals_fd = (int)call4(__NR_signalfd4, -1, &all, 8, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (signals_fd < 0)
+        return signals_fd;
+    if (own_pidfd < 0)
+        own_pidfd = (int)call2(__NR_pidfd_open, call0(__NR_getpid), 0);
+    if (own_pidfd < 0)
+        return own_pidfd;
+    if (watched && inner_pidfd < 0)
+        inner_pidfd = (int)call2(__NR_pidfd_open, init_pid, 0);
+    return watched && inner_pidfd < 0 ? inner_pidfd : 0;
+}
+
 /* PID 1's pid as the caller sees it, with its pidfd. A launcher that is gone is noticed by the loop. */
 void introduce(int joins)
 {
     struct record record = {.type = R_INIT, .id = (uint32_t)joins, .value = init_pid};
-    int pidfd[2] = {(int)call2(__NR_pidfd_open, call0(__NR_getpid), 0), -1};
+    const int pidfd[2] = {own_pidfd, inner_pidfd};
 
     introduced = 1;
-    if (watching)
-        pidfd[1] = (int)call2(__NR_pidfd_open, init_pid, 0);
-    if (pidfd[0] < 0 || (watching && pidfd[1] < 0))
-        quit(125);
     tell(&record, pidfd, 1 + watching);
-    close_fd(&pidfd[0]);
-    close_fd(&pidfd[1]);
+    close_fd(&own_pidfd);
+    close_fd(&inner_pidfd);
 }
 
 /*
@@ -273,7 +293,10 @@ void introduce(int joins)
 long join_group(void)
 {
     struct record answer;
+    long error = open_loop();
 
+    if (error < 0)
+        return error;
     introduce(1);
     int count = receive_record(control, &answer, 0, 0);
     if (count < 0)
@@ -336,16 +359,12 @@ static int64_t look_at_limits(void)
 
 static _Noreturn void wait_loop(void)
 {
-    const uint64_t all = ~0ull;
     struct pollfd polled[3 + 2 * MAX_PAYLOADS];
     struct payload *heard[3 + 2 * MAX_PAYLOADS];
-    int signals = (int)call4(__NR_signalfd4, -1, &all, 8, SFD_CLOEXEC | SFD_NONBLOCK);
     char info[128 * 4];
 
-    if (signals < 0)
-        quit(125);
     for (;;) {
-        polled[0] = (struct pollfd){signals, POLLIN, 0};
+        polled[0] = (struct pollfd){signals_fd, POLLIN, 0};
         polled[1] = (struct pollfd){control, POLLIN, 0};
         polled[2] = (struct pollfd){lifeline, POLLIN, 0}; /* ignored when negative */
         /* No more than there are: ppoll refuses a longer list than RLIMIT_NOFILE, which the caller may have
@@ -372,7 +391,7 @@ static _Noreturn void wait_loop(void)
             else if (polled[i].revents)
                 serve_payload(heard[i]);
         if (polled[0].revents) {
-            call3(__NR_read, signals, info, sizeof info);
+            call3(__NR_read, signals_fd, info, sizeof info);
             reap();
         }
         /* What the launcher said before it ended counts: it may have let us go. */
@@ -400,7 +419,8 @@ static void drop_capabilities(void)
  * for us. */
 static _Noreturn void be_init(void)
 {
-    int keep[] = {control, lifeline, claim, children_fd, thaw_fd, cpu_fd, payloads[0].sync};
+    int keep[] = {control, lifeline,         claim,      children_fd, thaw_fd,
+                  cpu_fd,  payloads[0].sync, signals_fd, own_pidfd};
 
     (void)await_release(RELEASE_ALL); /* stage 1 reads the plan until then */
     if (payloads[0].shared)
@@ -408,7 +428,7 @@ static _Noreturn void be_init(void)
     if (!(plan->flags & KEEP_PRIVILEGES))
         drop_capabilities();
     unmap_plan(plan);
-    if (!payloads[0].pid || close_except(keep, 7) < 0)
+    if (!payloads[0].pid || close_except(keep, 9) < 0)
         quit(125);
     if (!introduced)
         introduce(0);
@@ -420,14 +440,16 @@ static _Noreturn void be_init(void)
 /* The last thing that stage 1 does for a payload that is PID 1 itself. */
 long stay(void)
 {
-    int keep[] = {control, lifeline, claim, thaw_fd, cpu_fd, payloads[0].sync};
-    long error = call3(__NR_write, payloads[0].sync, "", 1);
+    long error = open_loop();
+    int keep[] = {control,          lifeline,  claim,       thaw_fd,   cpu_fd,
+                  payloads[0].sync, own_pidfd, inner_pidfd, signals_fd};
 
+    if (error >= 0)
+        error = call3(__NR_write, payloads[0].sync, "", 1);
     if (error < 0)
         return error;
     watching = 1;
-    reset_signals();
-    if (close_except(keep, 6) < 0)
+    if (close_except(keep, 9) < 0)
         quit(125);
     introduce(0);
     wait_loop();
@@ -469,7 +491,7 @@ __attribute__((used)) _Noreturn void enter(long *stack)
     if (error)
         quit(126);
     block_signals();
-    sync_fd = children_fd = thaw_fd = cpu_fd = -1;
+    sync_fd = children_fd = thaw_fd = cpu_fd = signals_fd = own_pidfd = inner_pidfd = -1;
     call1(__NR_umask, 0); /* modes are what the plan says */
     call2(__NR_prctl, PR_SET_NAME, "sandbox-init");
     control = plan->slot[SLOT_CONTROL];

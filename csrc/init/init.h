@@ -91,6 +91,7 @@ struct pollfd {
     short events, revents;
 };
 long poll_now(int fd, short events);
+long open_loop(void);
 void introduce(int joins);
 
 /* payload.c */
@@ -98,6 +99,7 @@ long spawn(int wait, int early);
 long watch_payload(void);
 long become_payload(void);
 void explain(struct shared *page);
+long look(char *const *candidates, uint64_t count);
 void forget_stacks(void);
 void settle(struct payload *p, int dead, int status);
 void settle_if_known(struct payload *p);

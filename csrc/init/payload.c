@@ -114,8 +114,10 @@ long become_payload(void)
 long spawn(int wait, int early)
 {
     struct payload *free_one;
-    long error = prepare(wait, &free_one);
+    long error = introduced ? 0 : open_loop();
 
+    if (error >= 0)
+        error = prepare(wait, &free_one);
     if (error < 0)
         return error;
     if (early && !introduced)
@@ -187,21 +189,13 @@ void settle_if_known(struct payload *p)
         settle(p, 0, 0);
 }
 
-/*
- * A program was not found, although a file with its name is there: an interpreter is missing. The launcher
- * gets the beginning of the file, for who is under the filter cannot look.
- */
-void explain(struct shared *page)
+/* How the first candidate begins that can be opened; one with a relative path only where that begins here. */
+static void read_beginning(struct record *failure, char *const *candidates, uint64_t count, int relative)
 {
-    struct record *failure = &page->failure;
-
-    if (page->stage != PAYLOAD_FAILED || failure->error != E_NOENT || !page->candidates)
-        return;
-    for (uint64_t i = 0; i < page->candidate_count; i++) {
-        /* A relative path begins at the payload's working directory, not here. */
-        if (page->candidates[i][0] != '/')
+    for (uint64_t i = 0; i < count; i++) {
+        if (candidates[i][0] != '/' && !relative)
             continue;
-        long fd = call4(__NR_openat, AT_FDCWD, page->candidates[i], O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+        long fd = call4(__NR_openat, AT_FDCWD, candidates[i], O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
         if (fd < 0)
             continue;
         long got = call3(__NR_read, fd, failure->body.text, sizeof failure->body.text);
@@ -210,6 +204,27 @@ void explain(struct shared *page)
             failure->value = (int64_t)(i + 1) << 32 | got;
         return;
     }
+}
+
+/*
+ * A program was not found, although a file with its name is there: an interpreter is missing. The launcher
+ * gets the beginning of the file, for who is under the filter cannot look.
+ */
+void explain(struct shared *page)
+{
+    struct record *failure = &page->failure;
+
+    if (page->stage != PAYLOAD_FAILED || failure->error != E_NOENT || failure->value || !page->candidates)
+        return;
+    /* A relative path begins at the payload's working directory, not here. */
+    read_beginning(failure, page->candidates, page->candidate_count, 0);
+}
+
+/* The same by a payload itself, for which nobody waits who could look when it has failed. */
+long look(char *const *candidates, uint64_t count)
+{
+    read_beginning(&shared->failure, candidates, count, 1);
+    return 0;
 }
 
 /* A byte: the payload is held, all set up. End of file: it has executed its program, or died. */

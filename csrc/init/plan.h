@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define PLAN_MAGIC 0x584f4253u /* "SBOX" */
-#define PLAN_VERSION 3u
+#define PLAN_VERSION 4u
 #define PLAN_MAX_SIZE (64u << 20)
 #define MAX_SLOTS 256
 #define MAX_STEPS 8192
@@ -58,6 +58,7 @@ enum native {
     OP_USER_NAMESPACE, /* (proc fd, uid map, size, gid map, size): a user namespace with these maps; its fd */
     OP_AWAIT_MAPS,     /* (pid): let the launcher write the id maps of that process */
     OP_WATCH_CALLER,   /* (tag, stays): the janitor; see janitor.c */
+    OP_LOOK,           /* (candidates, count): read how the program begins, should it not be found */
     NATIVE_END,
 };
 

@@ -50,9 +50,13 @@ static int start_payload(const struct record *request, int *fds, int count)
     struct record record = {.type = R_INIT, .value = p->pid};
     int pidfd = (int)call2(__NR_pidfd_open, p->pid, 0);
     p->id = request->id;
+    if (pidfd < 0) { /* nobody could wait for it */
+        call2(__NR_kill, p->pid, SIGKILL);
+        return pidfd;
+    }
     p->channel = fds[1];
     fds[1] = -1;
-    tell_payload(p, &record, &pidfd, pidfd >= 0);
+    tell_payload(p, &record, &pidfd, 1);
     close_fd(&pidfd);
     return 0;
 }

@@ -59,6 +59,17 @@ static int check_plan(const struct plan *p, uint64_t size)
     return next == p->step_count ? 0 : -E_PROTO;
 }
 
+/* A result goes to a slot or to the data: never over the steps, which have been checked. */
+static int may_store(const struct plan *p, uint64_t offset, unsigned width)
+{
+    const uint64_t slots = offsetof(struct plan, slot), end = p->steps + p->step_count * sizeof(struct step);
+
+    if (width == 4 && offset >= slots && offset % 4 == 0 && offset < slots + sizeof p->slot)
+        return 1;
+    return (width == 4 || width == 8) && inside(p, offset, 8) && offset >= sizeof *p &&
+           (offset + 8 <= p->steps || offset >= end);
+}
+
 static int check_steps(struct plan *p)
 {
     struct step *steps = (struct step *)((char *)p + p->steps);
@@ -67,7 +78,7 @@ static int check_steps(struct plan *p)
         struct step *s = &steps[i];
         if (s->call >= NATIVE_END || (s->call < NATIVE && s->call >= CALLS))
             return -E_PROTO;
-        if (s->store && (!inside(p, s->store, 8) || (s->store_width != 4 && s->store_width != 8)))
+        if (s->store && !may_store(p, s->store, s->store_width))
             return -E_PROTO;
         for (int k = 0; k < 6; k++) {
             uint64_t value = s->argument[k];
@@ -114,10 +125,11 @@ int map_plan(int fd, struct plan **mapped)
         return (int)address;
     struct plan *p = (struct plan *)address;
     error = check_plan(p, status.size);
-    if (!error)
-        error = check_steps(p);
+    /* First, for a pointer may lie anywhere behind the header: in a step, too. */
     if (!error)
         error = relocate(p);
+    if (!error)
+        error = check_steps(p);
     if (error) {
         call2(__NR_munmap, p, status.size);
         return (int)error;
@@ -373,6 +385,9 @@ static long operate(unsigned operation, const uint64_t *a, char *text)
         const size_t sizes[] = {a[2], a[4]};
         return maps[0] && maps[1] ? make_user_namespace((int)a[0], maps, sizes) : -E_FAULT;
     }
+    case OP_LOOK:
+        memory = a[1] <= 4096 ? data(a[0], a[1] * 8) : 0;
+        return memory ? look(memory, a[1]) : -E_FAULT;
     case OP_AWAIT_MAPS:
         return await_maps(plan->slot[SLOT_CONTROL], (long)a[0]);
     case OP_WATCH_CALLER:
@@ -452,6 +467,13 @@ _Noreturn void fail(enum segment which, int step, int error, const char *text)
 {
     struct record record = {.type = R_FAILED, .step = step, .error = error};
 
+    if (which == PAYLOAD && shared->stage == PAYLOAD_EXECS && error == E_NOENT) {
+        /* What look() has read. */
+        record = shared->failure;
+        record.type = R_FAILED;
+        record.step = step;
+        record.error = error;
+    }
     for (int i = 0; i < 250 && text[i]; i++)
         record.body.text[i] = text[i];
     if (which == PAYLOAD) {

@@ -240,6 +240,14 @@ static int launch_receive(int channel, struct launch_message *received, int flag
         for (int i = 0; i < received->fd_count; i++)
             received->fds[i] = launch_above(received->fds[i]);
     }
+    /* There was no number left for what came with it: half of it is nothing. */
+    if (message.msg_flags & MSG_CTRUNC) {
+        for (int i = 0; i < received->fd_count; i++)
+            close(received->fds[i]);
+        received->fd_count = 0;
+        errno = EMFILE;
+        return -1;
+    }
     return (int)size;
 }
 
@@ -262,7 +270,7 @@ static int launch_send(int channel, const char *record, const int *fds, int fd_c
         c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)fd_count);
         memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)fd_count);
     }
-    return (int)sendmsg(channel, &message, MSG_NOSIGNAL);
+    return (int)sendmsg(channel, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 static int launch_pidfd_self(void)

@@ -182,13 +182,10 @@ def _init(draft: Draft) -> None:
         private = mount_attributes(program, k.NONE, private=True)
         program.call("mount_setattr", k.AT_FDCWD, "/", k.AT_RECURSIVE, private, 32)
     mount_root(draft)
-    # A payload that shares PID 1's memory until it executes cannot have a user namespace of its own; and before
-    # Linux 6.1 no other time namespace.
-    wait = not (draft.variant.hold or draft.nested or "time" in draft.spec.new_namespaces)
     if draft.new_net_beside:
         program.origin = "network"
         # Its loopback comes up while the payload is cloned, unless that does not share the memory that tells.
-        program.call("await_release", k.RELEASE_NETWORK if wait else k.RELEASE_ALL)
+        program.call("await_release", k.RELEASE_NETWORK if draft.waits else k.RELEASE_ALL)
         program.call("setns", draft.network, k.CLONE_NEWNET)
     if draft.nested:
         # Since Linux 5.12 a map of uid 0 wants that who made the namespace had CAP_SETFCAP.
@@ -208,4 +205,4 @@ def _init(draft: Draft) -> None:
         program.call("join_group")
     program.origin = "payload"
     # Who is held or asks has to be heard of before; otherwise one word at the end wakes the caller once.
-    program.call("fork_payload", int(wait), int(not wait or draft.listens))
+    program.call("fork_payload", int(draft.waits), int(not draft.waits or draft.listens))

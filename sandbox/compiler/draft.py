@@ -64,7 +64,8 @@ class Draft:
         self.program = Program()
         if variant.python and any(isinstance(entry, System) for entry in spec.entries):
             spec = spec._replace(entries=(*spec.entries, Python("sys.executable")))
-        self.layout: Layout = sort(entries_of(spec, caller, shown=variant.shown))
+        # One more command finds the root made.
+        self.layout: Layout = sort(() if variant.further else entries_of(spec, caller, shown=variant.shown))
         self.uid, self.gid = inside_ids(spec, caller)
         self.new_user = "user" in spec.new_namespaces
         # Made by stage 1, in the user namespace of the sandbox, and joined by PID 1.
@@ -87,6 +88,9 @@ class Draft:
         if variant.thaws and not variant.further:
             self.group_slots.append(self.program.slot("freezer.state"))
         self.nested = bool(spec.keep & _CAP_SYS_ADMIN)
+        # A payload that shares PID 1's memory until it executes cannot have a user namespace of its own; and before
+        # Linux 6.1 no other time namespace.
+        self.waits = not (variant.hold or self.nested or "time" in spec.new_namespaces)
         self.code = program_of(spec, caller)
         self.guard = guard_of(spec, caller)
         self.writer = Writer(self.program, "stage" if caller.privileged else "init")

@@ -71,6 +71,10 @@ def start_payload(draft: "Draft") -> None:
     if draft.new_net_beside and not (draft.variant.hold or draft.nested or draft.variant.further):
         program.origin = "network"
         program.call("await_release", k.RELEASE_ALL)
+    if draft.variant.further or not (draft.waits and spec.init):
+        # Elsewhere PID 1, which has waited and is under no filter, looks when it was not found.
+        program.origin = "payload"
+        program.call("look", Late("candidates", pointer=True), Late("candidate_count"))
     if draft.rulesets:
         from sandbox.restrictions import restrict_self
 

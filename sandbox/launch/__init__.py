@@ -10,10 +10,14 @@ import errno
 import os
 import select
 import signal
+import threading
+import time
 from collections.abc import Callable
+from typing import Final
 
-from sandbox.errors import SetupError
-from sandbox.launch.native import ControlChannel, new_stage, own_pidfd, socketpair, spawn
+from sandbox.errors import SetupError, is_late
+from sandbox.launch.native import ControlChannel, explained, new_stage, own_pidfd, socketpair, spawn
+from sandbox.pidfds import readable
 from sandbox.plan import TAG_TERMINAL, Command
 from sandbox.records import (
     Q_JOINED,
@@ -33,6 +37,10 @@ from sandbox.streams import close_all
 from sandbox.template import Template
 
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
+# How often a launch without a word is looked at: somebody may have stopped it.
+_LOOK: Final = 1.0
+# How long who was killed may take to die, where he may hang in the kernel.
+_DYING: Final = 1.0
 
 
 class Setup:
@@ -49,9 +57,12 @@ class Setup:
         listens: bool = False,
         held: bool = False,
         map_ids: Callable[[int], None] | None = None,
+        deadline: float | None = None,
     ) -> None:
         self._template = template
         self._command = command
+        self.deadline = deadline
+        self.stuck = False  # what was started hangs in the kernel, although it was killed
         # Who is held installs his filter later.
         self._listens = listens and not held
         self._map_ids = map_ids
@@ -78,8 +89,6 @@ class Setup:
             slots[1] = own_pidfd()
             spawn(self._template.image(self._command), slots, self._stage)
         except OSError as error:
-            from sandbox.launch.failure import explained
-
             raise explained(error) from None
         finally:
             os.close(theirs)
@@ -152,6 +161,55 @@ class Setup:
         ready = dict(poller.poll(1000))
         return self.control.fileno() not in ready and bool(ready.get(question, 0) & select.POLLIN)
 
+    def receive(self) -> Record | None:
+        """Wait for the next record, no longer than the caller's timeout allows.
+
+        Raises:
+            BlockingIOError: There was none for a second.
+            SetupError: The time is over.
+        """
+        if self.deadline is not None and not readable(self.control.fileno(), time.monotonic() + self.patience()):
+            self.check_time()
+        return self.receive_one(wait=self.deadline is None)
+
+    def receive_one(self, *, wait: bool) -> Record | None:
+        """Return the next record, as the channel does.
+
+        Args:
+            wait: For a second, if there is none.
+
+        Raises:
+            BlockingIOError: There is none.
+            SetupError: EMFILE: what came with it had no room, PID 1's pidfd above all.
+        """
+        try:
+            return self.control.receive(wait=wait)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise explained(error) from None
+
+    def patience(self) -> float:
+        """Return after how many seconds without a word to look what is the matter."""
+        return _LOOK if self.deadline is None else max(0.0, min(_LOOK, self.deadline - time.monotonic()))
+
+    def check_time(self) -> None:
+        """Give up when the caller's timeout is over.
+
+        Raises:
+            SetupError: Of no step, with ETIMEDOUT.
+        """
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise SetupError(
+                errno.ETIMEDOUT,
+                call="set-up",
+                origin="launch",
+                hint=(
+                    "a step of it waits: for a network file system or a FUSE server that does not answer, for who"
+                    " stopped it, or for the processor"
+                ),
+            )
+
     def stalled(self) -> SetupError | None:
         """Look whether somebody stopped the set-up, after a time without a word."""
         if self._watched and self._stage[0] >= 0 and _has_ended(self._stage[0]):
@@ -169,22 +227,42 @@ class Setup:
                 stopped = stopped or os.waitid(kind, number, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
             except ChildProcessError:
                 continue
-            if stopped:
-                return SetupError(
-                    errno.ECANCELED,
-                    call="set-up",
-                    origin="launch",
-                    hint="a process of the set-up was stopped by a signal from outside of the sandbox",
-                )
+        # The payload's process is PID 1's child, which waits for it.
+        if stopped or (self._stage[1] > 0 and _has_stopped_child(self._stage[1])):
+            return SetupError(
+                errno.ECANCELED,
+                call="set-up",
+                origin="launch",
+                hint="a process of the set-up was stopped by a signal from outside of the sandbox",
+            )
         return None
 
     def failed(self, record: Record) -> SetupError:
         """Return the error that a record of failure stands for."""
+        try:
+            return self._explained(record)
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+        # What explains it are modules, which are files: with the descriptors of this launch given back, they open.
+        self.abort()
+        return self._explained(record)
+
+    def _explained(self, record: Record) -> SetupError:
         from sandbox.launch.failure import failed
 
         return failed(record, self._template.plan, self._command, self._stage[0])
 
     def _died(self) -> SetupError:
+        try:
+            return self._how_it_died()
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+        self.abort()
+        return self._how_it_died()
+
+    def _how_it_died(self) -> SetupError:
         from sandbox.launch.failure import died, signal_of
 
         # All that had the channel have ended: stage 1, and PID 1, of whom it may be the first that is heard.
@@ -212,8 +290,25 @@ class Setup:
             self._stage[0] = -1
             os.close(pidfd)
 
+    def give_up(self, tell: Callable[[], object]) -> None:
+        """End whatever was started as `abort` does, in a thread, and tell when nothing is left.
+
+        Who hangs in the kernel dies, and can be reaped, when that lets go of it; nobody has to wait for that.
+        """
+        self.stuck = True
+
+        def end() -> None:
+            self.abort()
+            self.stuck = False
+            tell()
+
+        try:
+            threading.Thread(target=end, name="sandbox-abort", daemon=True).start()
+        except RuntimeError:  # no more threads
+            end()
+
     def abort(self) -> None:
-        """End whatever was started, and reap it all."""
+        """End whatever was started, and reap it all; does nothing the second time."""
         if self.control.fileno() >= 0:
             self._drain()
             self.control.close()
@@ -240,7 +335,7 @@ class Setup:
         elif self._stage[1] > 0:
             self._reap_group()
         close_all([fd for fd in (*self.fds, self.terminal, self.inner_pidfd) if fd >= 0])
-        self.init_pidfd = self.inner_pidfd = self.terminal = -1
+        self.init_pidfd = self.inner_pidfd = self.terminal = self._stage[1] = -1
         self.fds = []
 
     def _drain(self) -> None:
@@ -295,11 +390,30 @@ def _is_stopped(pid: int) -> bool:
         return False
 
 
+def _has_stopped_child(group: int) -> bool:
+    """Say whether a child of a process of this group is stopped, and has executed nothing."""
+    members, parents = set(), set()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as stream:
+                text, _, rest = stream.read().rpartition(b") ")
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        state, parent, of = rest.split(b" ", 3)[:3]
+        if int(of) == group:
+            members.add(int(name))
+        if state in {b"T", b"t"} and text.endswith(b"(sandbox-init"):
+            parents.add(int(parent))
+    return bool(members & parents)
+
+
 def _run_setup(setup: Setup) -> None:
     """Take records, blocking, until the setup is complete."""
     while not setup.asked():
         try:
-            record = setup.control.receive(wait=True)
+            record = setup.receive()
         except BlockingIOError:
             stalled = setup.stalled()
             if stalled is not None:
@@ -323,8 +437,13 @@ def run(setup: Setup, slots: list[int]) -> None:
         setup.begin(slots)
         _run_setup(setup)
         setup.reap_stage()
-    except BaseException:
-        setup.abort()
+    except BaseException as error:
+        if isinstance(error, SetupError) and not is_late(error):
+            setup.abort()
+        else:
+            gone = threading.Event()
+            setup.give_up(gone.set)
+            gone.wait(_DYING)
         raise
 
 

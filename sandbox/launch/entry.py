@@ -21,9 +21,15 @@ class Entry(Setup):
     """
 
     def __init__(
-        self, template: Template, command: Command, send: Callable[[bytes, Sequence[int]], bool], *, listens: bool
+        self,
+        template: Template,
+        command: Command,
+        send: Callable[[bytes, Sequence[int]], bool],
+        *,
+        listens: bool,
+        deadline: float | None = None,
     ) -> None:
-        super().__init__(template, command, listens=listens)
+        super().__init__(template, command, listens=listens, deadline=deadline)
         self._send = send
 
     def begin(self, slots: list[int]) -> None:

@@ -10,14 +10,6 @@ from sandbox.plan import Command, Plan
 from sandbox.records import UNSENT, Record
 
 
-def explained(error: OSError) -> OSError:
-    """Return what to raise for an error before the plan: one for want of descriptors says so, whatever the call."""
-    if error.errno not in {errno.EMFILE, errno.ENFILE} or isinstance(error, SetupError):
-        return error
-    call = str(error.filename or error).partition(":")[0]
-    return SetupError(error.errno, call=call, origin="launch", hint=hint_for("launch", (), error.errno))
-
-
 def failed(record: Record, plan: Plan, command: Command, stage: int) -> SetupError:
     """Return the error that a record of failure stands for.
 

@@ -3,18 +3,27 @@
 import errno
 import fcntl
 import os
+import select
 import stat
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sandbox._native import ffi, lib
 from sandbox.errors import SetupError
 from sandbox.records import Record, parse_record
 from sandbox.template import SLOTS_OFFSET
 
+if TYPE_CHECKING:
+    from sandbox.causes import Cause
+
 _PAIR, _NUMBERS, _MESSAGE = map(ffi.typeof, ("int[2]", "int[]", "struct launch_message *"))
 _INIT_PATH = os.path.join(os.path.dirname(os.path.dirname(__file__)), "init")
+_WANT: Final = frozenset({errno.EMFILE, errno.ENFILE})
+# Where not even the table of causes can be loaded.
+_NO_DESCRIPTOR: Final = (
+    "the limit on open descriptors is reached; ulimit -n 1024; for all processes together: sudo sysctl fs.file-max"
+)
 
 
 def _error(number: int, call: str) -> OSError:
@@ -22,9 +31,25 @@ def _error(number: int, call: str) -> OSError:
 
 
 def _launch_error(number: int, call: str, operation: str = "launch") -> SetupError:
-    from sandbox.hints import hint_for
+    hint: str | Cause | None = _NO_DESCRIPTOR
+    try:
+        from sandbox.hints import hint_for
 
-    return SetupError(number, call=call, origin="launch", hint=hint_for(operation, (), number))
+        hint = hint_for(operation, (), number)
+    except OSError:  # a module is a file, and may not be opened any more
+        if number not in _WANT:
+            raise
+    return SetupError(number, call=call, origin="launch", hint=hint)
+
+
+def explained(error: OSError) -> OSError:
+    """Return what to raise for an error before the plan: one for want of descriptors says so, whatever the call."""
+    if error.errno not in _WANT or isinstance(error, SetupError):
+        return error
+    call, colon, _ = (error.strerror or "").partition(":")
+    if error.filename is not None:
+        call = f'open("{os.fsdecode(error.filename)}")'
+    return _launch_error(error.errno or errno.EMFILE, call if colon or error.filename is not None else "launch")
 
 
 # Held while a descriptor that is kept between launches is looked at, made again or given up.
@@ -154,6 +179,8 @@ def own_pidfd() -> int:
 
 _EAGAIN, _EINTR, _ECONNRESET = -errno.EAGAIN, -errno.EINTR, -errno.ECONNRESET
 _MSG_DONTWAIT = 0x40
+# Milliseconds that PID 1, which does nothing but answer, may take to make room for a request.
+_PATIENCE = 5000
 
 
 class ControlChannel:
@@ -178,6 +205,7 @@ class ControlChannel:
 
         Raises:
             BlockingIOError: There is none: at once without `wait`, after a second with it.
+            OSError: EMFILE: no descriptor was left for those that came with it; it is lost.
         """
         message = self._message
         flags = 0 if wait else _MSG_DONTWAIT
@@ -194,11 +222,21 @@ class ControlChannel:
         return parse_record(ffi.unpack(message.record, size), fds)
 
     def send(self, record: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a request; that nobody is there any more is told by the end of file."""
+        """Send a request; that nobody is there any more is told by the end of file.
+
+        Raises:
+            TimeoutError: There is no room, and PID 1 makes none: it was stopped from outside.
+        """
         numbers = ffi.new(_NUMBERS, fds) if fds else ffi.NULL
-        sent: int = lib.launch_send(self._fd, record, numbers, len(fds))
-        if sent < 0 and -sent not in {errno.EPIPE, errno.ECONNRESET}:
-            raise _error(-sent, "sendmsg")
+        while (sent := lib.launch_send(self._fd, record, numbers, len(fds))) < 0:
+            if -sent in {errno.EPIPE, errno.ECONNRESET}:
+                return
+            if -sent != errno.EAGAIN:
+                raise _error(-sent, "sendmsg")
+            poller = select.poll()
+            poller.register(self._fd, select.POLLOUT)
+            if not poller.poll(_PATIENCE):
+                raise TimeoutError(errno.ETIMEDOUT, "PID 1 of the sandbox takes no requests: is it stopped?")
 
     def close(self) -> None:
         """Close it; init then ends the sandbox."""

@@ -1,5 +1,6 @@
 """Process.run and Process.popen: further commands in a sandbox that runs, under every layer."""
 
+import asyncio
 import gc
 import json
 import os
@@ -7,12 +8,15 @@ import select
 import signal
 import threading
 import time
+from contextlib import contextmanager, suppress
 
+import harness
 import plans
 import pytest
 from payloads import script
 
-from sandbox import DEVNULL, PIPE, Filter, FilterError, Notify, Reason, Sandbox, SetupError, TimeoutExpired
+from sandbox import DEVNULL, PIPE, Filter, FilterError, Notify, Reason, Sandbox, SetupError, TimeoutExpired, wait_any
+from sandbox.launch import native
 
 pytestmark = pytest.mark.needs_userns
 
@@ -113,17 +117,32 @@ def test_further_command_that_cannot_run_is_the_error_of_a_launch(running, comma
 
 
 def test_each_step_of_a_further_command_fails_in_turn_and_the_sandbox_lives_on():
-    for box in (Sandbox().limit(open_files=64), BOXES["nested"], Sandbox().landlock(read=["/"])):
+    boxes = (Sandbox().limit(open_files=64), BOXES["nested"], BOXES["capability"], BOXES["shared"], Sandbox().observe())
+    for box in (*boxes, Sandbox().landlock(read=["/"]).time_offset(monotonic=1).umask(0o27)):
         with box.popen(["sleep", "1000"]) as process:
             plan = plans.further(box, ["true"])
-            for number_, step in enumerate(plan.steps, 1):
-                call = next(call for at, (_, call) in enumerate(plan.calls(), 1) if at == number_)
+            assert 0 == process.run(["true"]).returncode  # what it keeps from here on is no leak
+            before = harness.footprint()
+            for step, (_, call) in zip(plan.steps, plan.calls(), strict=True):
                 fault = plans.plausible(call)
                 with pytest.raises(SetupError) as caught:
-                    plans.enter(process, ["touch", "/tmp/ran"], plan=plan.with_fault(number_, fault))
-                assert (fault, number_) == (caught.value.errno, caught.value.step), step
+                    plans.enter(process, ["touch", "/tmp/ran"], plan=plan.with_fault(step.number, fault))
+                told = caught.value
+                assert (fault, step.number, step.origin) == (told.errno, told.step, told.origin), step
+                assert ('execve("touch")' if step.call == "execve" else str(step)) == told.call
+            assert before == harness.footprint(settle=before)
             assert "" == process.run(["ls", "/tmp"], capture_output=True, text=True).stdout
             process.kill()
+
+
+def test_error_of_a_further_command_numbers_a_step_of_its_plan(running):
+    with pytest.raises(SetupError) as caught:
+        running.run(["true"], cwd="/no/such")
+    plan = running.plan(["true"], cwd="/no/such")
+    step = plan.steps[caught.value.step - 1]
+    assert (len(plan.steps), str(step)) == (caught.value.steps, caught.value.call)
+    assert caught.value.call in str(plan)
+    assert "execve" in str(plan) and '"true"' in str(plan)
 
 
 def test_usage_status_and_reason_are_its_own(running):
@@ -410,3 +429,80 @@ def test_pid_1_keeps_no_descriptor_of_commands_that_have_ended(running):
     while len(os.listdir(f"/proc/{running.init_pid}/fd")) != before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert before == len(os.listdir(f"/proc/{running.init_pid}/fd"))
+
+
+# ── PID 1 is stopped from outside ────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def stopped(process):
+    """Stop PID 1 of a sandbox, and let it go on at the end."""
+    os.kill(process.init_pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.init_pid, os.WSTOPPED)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # killed meanwhile
+            os.kill(process.init_pid, signal.SIGCONT)
+
+
+def test_end_that_pid_1_cannot_tell_is_waited_for_no_longer_than_was_said(running):
+    more = running.popen(["cat"], stdin=PIPE)
+    more._LAST_WORD = 0.01
+    with stopped(running):
+        more.stdin.close()
+        assert select.select([more.fileno()], [], [], 10)[0]
+        assert more.poll() is None
+        with pytest.raises(TimeoutExpired):
+            more.wait(0.01)
+        assert set() == wait_any([more], timeout=0.01)
+    assert 0 == more.wait()
+    assert {more} == wait_any([more])
+    more.close()
+
+
+def test_further_command_can_be_killed_while_pid_1_is_stopped_and_another_thread_waits(running):
+    more = running.popen(["sleep", "1000"])
+    with stopped(running):
+        waiting = threading.Thread(target=more.wait)
+        waiting.start()
+        more.kill()
+        waiting.join()
+        assert (-9, -9) == (more.returncode, more.wait())
+    more.close()
+    assert 0 == running.run(["true"]).returncode
+
+
+def test_requests_to_a_pid_1_that_is_stopped_are_an_error_not_a_hang(running, monkeypatch):
+    monkeypatch.setattr(native, "_PATIENCE", 10)
+    with stopped(running):
+        with pytest.raises(TimeoutError, match="is it stopped"):
+            [running.send_signal(0) for _ in range(10_000)]
+        running.kill()
+    assert -9 == running.returncode
+
+
+def test_loop_goes_on_while_a_pid_1_that_is_stopped_cannot_tell_an_end(running):
+    async def main():
+        process = await Sandbox().popen_async(["sleep", "1000"])
+        more = await process.popen_async(["cat"], stdin=PIPE)
+        with stopped(process):
+            more.stdin.close()
+            ended = asyncio.ensure_future(more.wait())
+            pidfd = more.fileno()
+            while not select.select([pidfd], [], [], 0)[0]:
+                await asyncio.sleep(0.01)
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+                assert more.returncode is None
+            assert not ended.done()
+        assert 0 == await ended
+        await more.aclose()
+        killed = await process.popen_async(["sleep", "1000"])
+        with stopped(process):
+            await killed.aclose()
+            assert -9 == killed.returncode
+        assert 0 == (await process.run_async(["true"])).returncode
+        await process.aclose()
+
+    asyncio.run(main())

@@ -2,20 +2,30 @@
 
 import errno
 import os
+from types import MappingProxyType
 
 import harness
 import plans
 import pytest
 
-from sandbox import DEVNULL, Filter, Sandbox, SetupError, compiler, launch, launcher
+from sandbox import DEVNULL, Filter, Notify, Sandbox, SetupError, compiler, hints, launch, launcher
 from sandbox.plan import Command
 from sandbox.template import Template
 
 pytestmark = pytest.mark.needs_userns
 
 
-def sandboxes(path):
-    """Return sandboxes whose plans hold every kind of step."""
+# Of the launch.
+OPTIONS = {
+    "held": {"hold": True},
+    "held and nested": {"hold": True},
+    "terminal": {"pty": True},
+    "descriptors": {"fds": {9: 0, 200: 0}, "cwd": "/tmp", "env": {"PATH": "/bin"}},
+}
+
+
+def sandboxes(path, given):
+    """Return sandboxes whose plans hold every kind of step; given: a descriptor of a file."""
     data = path / "data"
     data.mkdir(exist_ok=True)
     (data / "sub").mkdir(exist_ok=True)
@@ -74,6 +84,11 @@ def sandboxes(path):
         else canary.bind(roots, "/roots", owner=0).seccomp(None),
         "many ids": canary.id_ranges() if os.getuid() == 0 else canary,
         "filter of one's own": canary.seccomp(Filter.default().deny("keyctl")),
+        "filter that asks": canary.seccomp(Filter.default().rule(Notify, "mkdir")),
+        "held": canary.limit(open_files=64),
+        "held and nested": canary.capabilities(["SYS_ADMIN"]),
+        "terminal": canary,
+        "descriptors": canary.file_fd("/etc/given", given).umask(0o27).env(A="b").cwd("/usr"),
     }
 
 
@@ -82,14 +97,15 @@ NAMES = (
     *("owners", "of root", "many ids"),
     *("landlock", "capabilities", "nested", "observed", "limits", "filter of one's own"),
     *("python", "time", "caller's session", "no init", "no init, all else"),
+    *("filter that asks", "held", "held and nested", "terminal", "descriptors"),
 )
 RAN = ["/bin/sh", "-c", "echo ran >/canary/ran"]
 
 
 def reached(plan):
-    """Return the numbers of the steps that a run makes: a mask has steps for a directory and others for a file."""
+    """Return the indices of the steps that a run makes: a mask has steps for a directory and others for a file."""
     numbers, left_out = [], 0
-    for number, (_, call) in enumerate(plan.calls(), 1):
+    for number, (_, call) in enumerate(plan.calls()):
         if left_out:
             left_out -= 1
             continue
@@ -100,18 +116,42 @@ def reached(plan):
     return numbers
 
 
-def fail_step(sandbox, plan, number, canary):
-    """Let one step fail, and look at the error and the canary."""
-    _, call = list(plan.calls())[number - 1]
+def run(sandbox, plan, options):
+    """Launch, and return the exit code; a held payload is let go on."""
+    with plans.launch(sandbox, RAN, plan=plan, **options) as process:
+        process.release()
+        try:
+            return process.wait()
+        finally:
+            if process.terminal is not None:
+                process.terminal.close()
+
+
+def fail_each(sandbox, plan, steps, canary, options=MappingProxyType({})):
+    """Let each of these steps fail, and look at the error and the canary."""
+    calls = [call for _, call in plan.calls()]
+    for step in steps:
+        fail_step(sandbox, plan, step, calls, canary, options)
+
+
+def fail_step(sandbox, plan, step, calls, canary, options):
+    number, call = step.number, calls[step.number - 1]
     error = plans.plausible(call)
     with pytest.raises(SetupError) as caught:
-        plans.launch(sandbox, RAN, plan=plan.with_fault(number, error))
+        run(sandbox, plan.with_fault(number, error), options)
     told = caught.value
     assert (number, error, call.origin) == (told.step, told.errno, told.origin), f"{call}"
-    assert len(plan.steps) == told.steps
-    assert call.call in told.call
+    assert len(calls) == told.steps
+    assert ('execve("/bin/sh")' if call.call == "execve" else str(step)) == told.call
+    assert told.hint or (call.call, error) not in hints.BY_CALL, f"{call}"
+    assert all(part in str(told) for part in (f"step {number} of", told.call, errno.errorcode[error], call.origin))
     assert isinstance(told, type(OSError(error, "")))
     assert [] == os.listdir(canary), f"the payload ran: {call}"
+
+
+def below(path):
+    """Return what there is in a directory and all below it."""
+    return {(folder, *names, *files) for folder, names, files in os.walk(path)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,23 +161,25 @@ def test_each_step_fails_in_turn_and_nothing_runs_or_stays(name, tmp_path):
     canary.chmod(0o777)
     harness.give_away(canary)
     tmp_path.chmod(0o755)
-    sandbox = sandboxes(tmp_path)[name]
-    plan = sandbox.plan(RAN)
-    before = harness.footprint()
+    given = os.open(__file__, os.O_RDONLY)
+    box, default = (sandboxes(tmp_path, given)[one] for one in (name, "default"))
+    options = OPTIONS.get(name, {})
+    plan = plans.plan_of(box, RAN, **options)
+    before, files = harness.footprint(), below(tmp_path)
     # Most steps of the other plans are those of the default, which is gone through as a whole.
-    numbers = [number for number in reached(plan) if plan.steps[number - 1].call != "skip"]
+    all_steps = plan.steps
+    steps = [step for step in map(all_steps.__getitem__, reached(plan)) if step.call != "skip"]
     if name != "default":
-        default = {(s.call, s.args, s.origin) for s in sandboxes(tmp_path)["default"].plan(RAN).steps}
-        ends = {"clone", "fork_payload", "verify", "execve"}
-        steps = [plan.steps[number - 1] for number in numbers]
-        numbers = [s.number for s in steps if (s.call, s.args, s.origin) not in default or s.call in ends]
-    for number in numbers:
-        fail_step(sandbox, plan, number, canary)
+        known = {(s.call, s.args, s.origin) for s in plans.plan_of(default, RAN).steps}
+        ends = {"clone", "fork_payload", "verify", "hold", "execve"}
+        steps = [s for s in steps if (s.call, s.args, s.origin) not in known or s.call in ends]
+    fail_each(box, plan, steps, canary, options)
     assert before == harness.footprint(settle=before)
+    assert files == below(tmp_path)
     # The positive control: without a fault the same plan runs the payload.
-    with plans.launch(sandbox, RAN, plan=plan) as process:
-        assert 0 == process.wait()
+    assert 0 == run(box, plan, options)
     assert ["ran"] == os.listdir(canary)
+    os.close(given)
 
 
 def test_each_step_of_a_root_file_system_fails_in_turn(tmp_path):
@@ -165,9 +207,8 @@ def test_each_step_of_a_root_file_system_fails_in_turn(tmp_path):
         .remount_readonly("/tmp")
     )
     plan = sandbox.plan(RAN)
-    for number in reached(plan):
-        if plan.steps[number - 1].call != "skip":
-            fail_step(sandbox, plan, number, canary)
+    all_steps = plan.steps
+    fail_each(sandbox, plan, [s for s in map(all_steps.__getitem__, reached(plan)) if s.call != "skip"], canary)
     unmasked = Sandbox().rootfs(root).bind_readonly(busybox, "/bin/busybox").bind(canary, "/canary")
     with plans.launch(unmasked, RAN) as process:
         assert 0 == process.wait()

@@ -1,5 +1,6 @@
 """init on its own: broken plans, forged requests, further payloads, and a launcher that dies at any moment."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -537,9 +538,6 @@ def test_launcher_killed_at_random_moments_leaves_nothing():
     ],
 )
 def test_process_of_the_set_up_killed_or_stopped_is_noticed(segment, call, number):
-    if segment == "payload" and number == signal.SIGSTOP:
-        pytest.skip("PID 1 waits for it, as the launcher does for PID 1")
-
     def check():
         harness.become_subreaper()
         box = Sandbox().seccomp(None)
@@ -566,5 +564,53 @@ def test_process_of_the_set_up_killed_or_stopped_is_noticed(segment, call, numbe
         assert caught.value.hint
         after = harness.footprint(settle=before)
         assert (before.descriptors, before.children) == (after.descriptors, after.children)
+
+    harness.in_child(check)
+
+
+_SIGACTION, _CLOSE_RANGE = {"x86_64": 13}.get(os.uname().machine, 134), 436
+_PTRACE_SYSCALL, _PTRACE_DETACH, _PTRACE_SEIZE, _PTRACE_INTERRUPT = 24, 17, 0x4206, 0x4207
+
+
+def test_end_of_a_payload_that_is_pid_1_is_heard_whatever_its_watcher_is_doing():
+    """A signal that waits is discarded when its disposition is set: the watcher must not do that now."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long] * 4
+
+    def check():
+        box = Sandbox().init(False)
+        plan = box.plan(["true"])
+        verify = next(number for number, (_, call) in enumerate(plan.calls(), 1) if call.call == "verify")
+        position = [call.call for call in plan.segments[0]].index("stay")
+        held = plans.held(plan.with_fault(verify, errno.EPERM), "stage", position)
+        caught = []
+
+        def launch(go, tell):
+            try:
+                plans.launch(box, ["true"], plan=held, stdin=go, stdout=tell)
+            except SetupError as error:
+                caught.append(error.call.partition("(")[0])
+
+        with plans.pipes(2) as (go, release, told, tell):
+            thread = threading.Thread(target=launch, args=(go, tell), daemon=True)
+            thread.start()
+            assert b"!" == os.read(told, 1)
+            (stage,) = harness.children()
+            with open(f"/proc/{stage}/task/{stage}/children") as stream:
+                init = int(stream.read())
+            assert 0 == libc.ptrace(_PTRACE_SEIZE, stage, 0, 0), os.strerror(ctypes.get_errno())
+            assert 0 == libc.ptrace(_PTRACE_INTERRUPT, stage, 0, 0)
+            os.write(release, b".")
+            call = None
+            while call not in {_SIGACTION, _CLOSE_RANGE}:
+                os.waitpid(stage, 0)
+                call = int(plans.text_of(f"/proc/{stage}/syscall").split()[0])
+                if call not in {_SIGACTION, _CLOSE_RANGE}:
+                    assert 0 == libc.ptrace(_PTRACE_SYSCALL, stage, 0, 0)
+            while alive(init):
+                time.sleep(0.001)
+            assert 0 == libc.ptrace(_PTRACE_DETACH, stage, 0, 0)
+            thread.join(SECONDS)
+            assert ["verify"] == caught
 
     harness.in_child(check)

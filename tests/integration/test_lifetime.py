@@ -1,5 +1,6 @@
 """Who looks after the command: without a PID 1 of the library's, in the caller's session, with clocks of its own."""
 
+import json
 import os
 import pty
 import select
@@ -294,3 +295,24 @@ def test_time_namespace_in_the_callers_user_namespace():
         assert payloads.tell(box, CLOCKS)[0] > 1000 + time.monotonic() - 100
 
     harness.in_child(check)
+
+
+OUTLIVE = """
+import ctypes, signal, time
+ctypes.CDLL(None).prctl(1, 0)  # PR_SET_PDEATHSIG
+os.kill(os.getppid(), signal.SIGKILL)
+say(os.getpid())
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_payload_outlives_its_sandbox_only_where_a_gap_says_so(shares):
+    box = Sandbox().share("pid") if shares else Sandbox()
+    with box.popen(payloads.script(OUTLIVE), stdout=PIPE) as process:
+        pid = json.loads(process.stdout.readline())
+        process.kill()
+    assert shares == any("outlives the sandbox" in gap for gap in process.enforced.gaps)
+    if shares:
+        os.kill(pid, signal.SIGKILL)  # it is there
+        assert pid == os.waitpid(pid, 0)[0]  # the test's process is a subreaper

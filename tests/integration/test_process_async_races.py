@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 
 import harness
 import plans
@@ -67,6 +68,16 @@ def test_two_tasks_that_communicate_are_told_and_the_first_goes_on(run):
             assert (b"x", None) == await process.communicate()
 
     run(main())
+
+
+def test_loop_in_which_launches_have_waited_for_each_other_is_not_kept(run):
+    async def main():
+        await asyncio.gather(*(BOX.run_async(["true"]) for _ in range(3)))
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = run(main())
+    gc.collect()
+    assert loop() is None
 
 
 def test_communicate_beside_a_task_that_reads_is_busy(run):

@@ -200,6 +200,33 @@ def test_script_whose_interpreter_is_missing_says_so(tmp_path):
         script(tmp_path, "/no/such").run(["/s/script"])
 
 
+@pytest.mark.parametrize("how", ["nested", "time_offset", "init", "hold", "further", "relative"])
+def test_interpreter_that_is_missing_is_named_where_pid_1_cannot_look(how, tmp_path):
+    box = script(tmp_path, "/no/such")
+    box = {
+        "nested": lambda: box.capabilities(["SYS_ADMIN"]),
+        "time_offset": lambda: box.time_offset(monotonic=1),
+        "init": lambda: box.init(False),
+    }.get(how, lambda: box)()
+
+    def run():
+        if how == "hold":
+            with box.popen(["/s/script"], hold=True) as process:
+                process.release()
+        elif how in {"further", "relative"}:
+            with box.popen(["/usr/bin/sleep", "1000"]) as process:
+                try:
+                    process.run(["./script" if how == "relative" else "/s/script"], cwd="/s")
+                finally:
+                    process.kill()
+        else:
+            box.run(["/s/script"])
+
+    with pytest.raises(SetupError) as caught:
+        run()
+    assert "script is there, but not the interpreter of its first line, '/no/such'" in caught.value.hint
+
+
 def test_script_whose_interpreter_only_the_host_has_says_how(tmp_path):
     shutil.copy("/bin/sh", tmp_path / "shell")
     box = script(tmp_path, tmp_path / "shell")

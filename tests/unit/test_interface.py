@@ -15,7 +15,7 @@ from sandbox.supervise import Supervisor
 TWINS = ("Eventfd", "Fanotify", "Inotify", "Pidfd", "RecursiveInotify", "Signalfd", "Timerfd")
 BOTH = {
     "args", "cgroups", "detach", "enforced", "fileno", "freeze", "init_pid", "init_pidfd", "kill", "name",
-    "namespace_fd", "pid", "popen", "popen_async", "release", "resize", "returncode", "run", "run_async",
+    "namespace_fd", "pid", "plan", "popen", "popen_async", "release", "resize", "returncode", "run", "run_async",
     "send_signal", "terminal", "terminate", "thaw", "usage",
 }  # fmt: skip
 STREAMS = {"communicate", "denials", "notifier", "result", "stderr", "stdin", "stdout", "stop", "wait"}
