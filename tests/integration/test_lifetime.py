@@ -300,6 +300,7 @@ def test_time_namespace_in_the_callers_user_namespace():
 OUTLIVE = """
 import ctypes, signal, time
 ctypes.CDLL(None).prctl(1, 0)  # PR_SET_PDEATHSIG
+sys.stdin.readline()  # the launch is over
 os.kill(os.getppid(), signal.SIGKILL)
 say(os.getpid())
 time.sleep(1000)
@@ -309,7 +310,9 @@ time.sleep(1000)
 @pytest.mark.parametrize("shares", [True, False])
 def test_payload_outlives_its_sandbox_only_where_a_gap_says_so(shares):
     box = Sandbox().share("pid") if shares else Sandbox()
-    with box.popen(payloads.script(OUTLIVE), stdout=PIPE) as process:
+    with box.popen(payloads.script(OUTLIVE), stdin=PIPE, stdout=PIPE) as process:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
         pid = json.loads(process.stdout.readline())
         process.kill()
     assert shares == any("outlives the sandbox" in gap for gap in process.enforced.gaps)
