@@ -56,7 +56,7 @@ def test_process_shows_what_is_documented_and_no_more():
 def test_process_async_shows_what_is_documented_and_no_more():
     program = "import asyncio, sandbox, sys\nasync def main():\n async with await sandbox.popen_async(['true']) as p:"
     program += "\n  print(*(name for name in dir(p) if name[0] != '_'))\nasyncio.run(main())"
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True)
     assert BOTH | STREAMS | {"aclose"} == set(told.stdout.split())
 
 
