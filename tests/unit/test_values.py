@@ -339,7 +339,7 @@ def test_values_are_the_same_to_another_process():
     program = "import pickle, sys; v = pickle.load(sys.stdin.buffer)\nprint({n: repr(o) for n, o in v.items()}, end='')"
     # Strings hash differently there: nothing may depend on that.
     run = subprocess.run(
-        [sys.executable, "-c", program], input=pickle.dumps(made), stdout=subprocess.PIPE, check=True,
+        [sys.executable, "-P", "-c", program], input=pickle.dumps(made), stdout=subprocess.PIPE, check=True,
         env=os.environ | {"PYTHONHASHSEED": "77"},
     )  # fmt: skip
     said = eval(run.stdout)
