@@ -162,6 +162,8 @@ def test_many_at_once_each_get_their_own(run):
     assert [b"%d\n" % number for number in range(200)] == run(main())
 
 
+# Python 3.12's asyncio hides a warning of its own with warnings.catch_warnings, which threads disturb for each other.
+@pytest.mark.filterwarnings("ignore:'get_child_watcher' is deprecated:DeprecationWarning")
 def test_loop_in_a_thread_beside_other_children():
     def work():
         async def main():
