@@ -68,7 +68,7 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     ),
     "io_uring-disabled": (
         "kernel.io_uring_disabled is {value}",
-        "sudo sysctl kernel.io_uring_disabled=0{group}",
+        "sudo sysctl kernel.io_uring_disabled=0; where it is 1, membership of kernel.io_uring_group is enough",
     ),
     "kernel-config": ("the kernel was built without {name}", "use a kernel that has it"),
     "kernel-old": ("{call} needs Linux {needed}, this is {found}", "use a newer kernel"),
@@ -447,8 +447,7 @@ def _io_uring(call: str, args: tuple[Any, ...], number: int) -> Cause | None:
         return None
     value = facts.sysctl("kernel.io_uring_disabled")
     if value in {"1", "2"}:
-        group = ", or be a member of the group kernel.io_uring_group" if value == "1" else ""
-        return cause("io_uring-disabled", value=value, group=group)
+        return cause("io_uring-disabled", value=value)
     return _judged(call, args, number)
 
 

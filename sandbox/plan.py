@@ -9,10 +9,11 @@ one: a tolerated errno may skip the steps that would have used the result. Decis
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from sandbox.arguments import integer
+from sandbox.frozen import Frozen
 
 if TYPE_CHECKING:
     from sandbox.listing import Step
@@ -185,8 +186,7 @@ class Program:
         )
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Plan:
+class Plan(Frozen):
     """What will happen, before it happens: `print(plan)` reads like strace, grouped by who asked.
 
     A plan is a value: it compares, pickles, and has no side effect.

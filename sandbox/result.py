@@ -3,10 +3,11 @@
 import enum
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, AnyStr, Literal, TypeAlias, cast
 
 from sandbox.errors import CalledProcessError
+from sandbox.frozen import Frozen
 
 if TYPE_CHECKING:
     from sandbox.denials import Denied
@@ -41,8 +42,7 @@ class Reason(enum.StrEnum):
     INIT_DIED = "init_died"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Frozen):
     """What the whole tree of processes used; None where nobody counted (no cgroup).
 
     Attributes:
@@ -74,8 +74,7 @@ class Usage:
     pressure: Mapping[str, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Enforced:
+class Enforced(Frozen):
     """What the payload really is, read back from the kernel before its program was executed.
 
     Attributes:
@@ -138,8 +137,8 @@ class Result(subprocess.CompletedProcess[AnyStr]):
         *,
         reason: Reason = Reason.EXITED,
         detail: str = "",
-        usage: Usage = Usage(),  # frozen
-        enforced: Enforced = Enforced(),  # frozen
+        usage: Usage = Usage(),  # noqa: B008  # a value
+        enforced: Enforced = Enforced(),  # noqa: B008  # a value
         truncated: bool = False,
         denied: "tuple[Denied, ...]" = (),
     ) -> None:

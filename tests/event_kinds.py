@@ -61,7 +61,9 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
             test(*args, **kwargs)
         finally:
             if os.getpid() in _folders:
-                os.rmdir(_folders.pop(os.getpid()))
+                folder = _folders.pop(os.getpid())
+                os.rmdir(folder)
+                os.rmdir(os.path.dirname(folder))
         after = harness.footprint(settle=before)
         assert before == after, "the test left something behind"
 
@@ -236,10 +238,11 @@ _folders: dict[int, str] = {}
 
 
 def _watched() -> str:
-    """Return a directory of this process alone, which in_own_process removes."""
+    """Return a directory of this process alone, also the one above it; in_own_process removes both."""
     pid = os.getpid()
     if pid not in _folders:
-        _folders[pid] = tempfile.mkdtemp(prefix="sandbox-test-")
+        _folders[pid] = os.path.join(tempfile.mkdtemp(prefix="sandbox-test-"), "watched")
+        os.mkdir(_folders[pid])
     return _folders[pid]
 
 

@@ -20,6 +20,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 
 from sandbox import causes, hints
+from sandbox.frozen import Frozen
 
 _HERE = Path(__file__).parents[1]
 
@@ -169,6 +170,11 @@ def skip_member(app: Sphinx, what: str, name: str, obj: object, skip: bool, opti
     return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def signature(app: Sphinx, what: str, name: str, obj: object, *_: object) -> tuple[str, str] | None:
+    """Leave out how a value is made that the library makes: its fields are said below."""
+    return ("", "") if isinstance(obj, type) and issubclass(obj, Frozen) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("sandbox-picture", Picture)
@@ -179,4 +185,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("doctree-resolved", dashes)
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True}

@@ -118,7 +118,9 @@ class _Reports:
 class RecursiveInotify(EventLike[RecursiveEvent]):
     """Watches a directory and everything below it, whatever is made, moved or removed meanwhile.
 
-    Each directory takes one watch (fs.inotify.max_user_watches). Symlinks are not followed; what is mounted
+    Each directory takes one watch (fs.inotify.max_user_watches), and so does the one that holds the tree,
+    for the end of the tree itself. Whatever is deleted there makes the descriptor readable, and so do events
+    that the mask leaves out: reading may then return nothing. Symlinks are not followed; what is mounted
     below is watched as it is found. A new directory is opened, read and closed: where the mask asks for
     such events, they are reported as anybody's.
 
