@@ -252,6 +252,8 @@ class InotifyLive(Row):
             return 1
 
         def close() -> None:
+            loop.run_until_complete(loop.shutdown_asyncgens())  # what `break` has left
+            loop.close()
             one.close()
             folder.cleanup()
 
