@@ -24,7 +24,7 @@ from sandbox.exchange import Exchange, check_input, check_timeout, deadline_of, 
 from sandbox.order import Args
 from sandbox.records import Q_KILL, Control
 from sandbox.result import Enforced, Reason, Result
-from sandbox.streams_async import Output, Reader, Typing
+from sandbox.streams_async import Output, ReadEnd, Reader, WriteEnd
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -91,7 +91,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
         self.notifier: Notifier_async | None = None
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[None] = self._loop.create_future()
-        self._transports: list[asyncio.BaseTransport] = []
+        self._transports: list[ReadEnd | WriteEnd] = []
         self._raw: list[io.FileIO] = []
         self._watched = -1  # the descriptor that the loop watches
         self._heard: dict[str, bytearray] = {}
@@ -320,39 +320,33 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
 
     # ── streams ──
 
-    async def _take_pipes(self, streams: "Streams", limit: int) -> None:
+    def _take_pipes(self, streams: "Streams", limit: int) -> None:
         """Make asyncio's streams of the caller's ends."""
         parent, streams.parent = streams.parent, {}
-        if self.terminal is not None:
-            number = self.terminal.fileno()
-            for name in ("stdin", "stdout"):
-                parent[name] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
         files = {name: io.FileIO(fd, "w" if name == "stdin" else "r") for name, fd in parent.items()}
         try:
-            for name in list(files):
-                # From here on it is the loop's, which closes it when this is cancelled: twice would be somebody else's.
-                setattr(self, name, await self._connect(name, files.pop(name), limit))
+            if self.terminal is not None:
+                for name, mode in (("stdin", "w"), ("stdout", "r")):
+                    files[name] = io.FileIO(fcntl.fcntl(self.terminal.fileno(), fcntl.F_DUPFD_CLOEXEC, 3), mode)
+            while files:
+                name = next(iter(files))
+                setattr(self, name, self._connect(name, files[name], limit))
+                del files[name]
         finally:
             for file in files.values():
                 file.close()
 
-    async def _connect(self, name: str, file: io.FileIO, limit: int) -> asyncio.StreamWriter | asyncio.StreamReader:
+    def _connect(self, name: str, file: io.FileIO, limit: int) -> asyncio.StreamWriter | asyncio.StreamReader:
         loop = self._loop
         reader = Reader(limit=limit, loop=loop)
-        transport: asyncio.BaseTransport
-        if name == "stdin":
-            # The protocol of a reader, though nothing comes: it is the one that tells a writer of the end.
-            if self.terminal is not None:
-                protocol = Output(reader, loop, None)
-                typing = Typing(loop, file, protocol)
-                self._transports.append(typing)
-                return asyncio.StreamWriter(typing, protocol, None, loop)
-            transport, protocol = await loop.connect_write_pipe(lambda: Output(reader, loop, self._budget), file)
-            self._transports.append(transport)
-            return asyncio.StreamWriter(transport, protocol, None, loop)
-        transport, _ = await loop.connect_read_pipe(lambda: Output(reader, loop, self._budget), file)
+        protocol = Output(reader, loop, self._budget)
+        if name != "stdin":
+            self._transports.append(ReadEnd(loop, file, protocol))
+            return reader
+        # The protocol of a reader, though nothing comes: it is the one that tells a writer of the end.
+        transport = WriteEnd(loop, file, protocol)
         self._transports.append(transport)
-        return reader
+        return asyncio.StreamWriter(transport, protocol, None, loop)
 
     async def _finish(
         self,
@@ -451,10 +445,7 @@ class Process_async(ProcessControl):  # noqa: N801  # the object's name, with _a
     def _close_streams(self) -> None:
         transports, self._transports = self._transports, []
         for transport in transports:
-            if not self._loop.is_closed():
-                transport.close()
-            elif (file := transport.get_extra_info("pipe")) is not None:
-                file.close()  # a transport cannot, without its loop
+            transport.close()
         raw, self._raw = self._raw, []
         for file in raw:
             file.close()

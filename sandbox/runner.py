@@ -330,7 +330,7 @@ class Runner:
         stdin, stdout, stderr = given.pop("stdin", DEVNULL), given.pop("stdout", None), given.pop("stderr", None)
         process, streams = await self._open_async(args, stdin, stdout, stderr, given)
         try:
-            await process._take_pipes(streams, limit)
+            process._take_pipes(streams, limit)
         except BaseException:
             await process.aclose()
             raise

@@ -1,15 +1,21 @@
-"""The caller's ends of pipes and terminals, for asyncio's streams."""
+"""The caller's ends of pipes and terminals, for asyncio's streams.
+
+The transports are not the loop's own: libuv closes a descriptor itself, then has its file closed, too, and closes it
+without its file when a connection is cancelled. By then the number may be another thread's.
+"""
 
 import asyncio
 import errno
 import io
 import os
+import stat
 from typing import Any, Final
 
 from sandbox.errors import BusyError
 from sandbox.exchange import Budget
 
-_HIGH: Final = 1 << 16  # bytes that may wait for a terminal before who writes has to
+_HIGH: Final = 1 << 16  # bytes that may wait before who writes has to
+_MOST: Final = 1 << 18  # bytes of one read
 
 
 class Reader(asyncio.StreamReader):
@@ -50,32 +56,112 @@ class Output(asyncio.StreamReaderProtocol):
         super().connection_lost(exc)
 
 
-class Typing(asyncio.WriteTransport):
-    """Writes to a terminal, and never reads: libuv's own transport would take what the terminal says."""
+class _End(asyncio.BaseTransport):
+    """One end, which closes its file; that is done at once, also when the loop is gone."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, file: io.FileIO, protocol: asyncio.StreamReaderProtocol
     ) -> None:
-        super().__init__()
+        super().__init__({"pipe": file})
         self._loop = loop
         self._file = file
         self._protocol = protocol
-        self._rest = bytearray()
-        self._closing = self._paused = False
+        self._closing = False
         os.set_blocking(file.fileno(), False)
+
+    def is_closing(self) -> bool:
+        """Say whether it takes or gives nothing any more."""
+        return self._closing
+
+    def _end(self, error: Exception | None = None) -> None:
+        self._closing = True
+        if self._file.closed:
+            return
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._file.fileno())
+            self._loop.remove_writer(self._file.fileno())
+            self._loop.call_soon(self._protocol.connection_lost, error)
+        self._file.close()
+
+
+class ReadEnd(_End, asyncio.ReadTransport):
+    """Reads what a command says."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, file: io.FileIO, protocol: asyncio.StreamReaderProtocol
+    ) -> None:
+        super().__init__(loop, file, protocol)
+        self._paused = False
+        loop.add_reader(file.fileno(), self._read)
         protocol.connection_made(self)
 
+    def _read(self) -> None:
+        try:
+            data = os.read(self._file.fileno(), _MOST)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if data:
+            self._protocol.data_received(data)
+        else:
+            self._protocol.eof_received()
+            self._end()
+
+    def is_reading(self) -> bool:
+        """Say whether it reads."""
+        return not self._closing and not self._paused
+
+    def pause_reading(self) -> None:
+        """Leave what comes to the kernel."""
+        if self.is_reading():
+            self._paused = True
+            self._loop.remove_reader(self._file.fileno())
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._paused and not self._closing:
+            self._paused = False
+            self._loop.add_reader(self._file.fileno(), self._read)
+
+    def close(self) -> None:
+        """Close now."""
+        self._end()
+
+
+class WriteEnd(_End, asyncio.WriteTransport):
+    """Writes what a command reads.
+
+    A terminal is never read here: what it says is its other end's.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, file: io.FileIO, protocol: asyncio.StreamReaderProtocol
+    ) -> None:
+        super().__init__(loop, file, protocol)
+        self._rest = bytearray()
+        self._paused = False
+        self._is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
+        if self._is_pipe:
+            loop.add_reader(file.fileno(), self._hung_up)
+        protocol.connection_made(self)
+
+    def _hung_up(self) -> None:
+        """Take that nobody has the other end any more."""
+        self._end(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) if self._rest else None)
+
     def write(self, data: Any) -> None:
-        """Write now what the terminal takes now, and the rest when it can."""
-        if self._file.closed or self._closing:
+        """Write now what the other end takes now, and the rest when it can."""
+        if self._closing:
             return
         waiting = bool(self._rest)
         self._rest += data
         if not waiting:
             self._flush()
-            if self._rest and not self._file.closed:
+            if self._rest and not self._closing:
                 self._loop.add_writer(self._file.fileno(), self._flush)
-        if len(self._rest) > _HIGH and not self._paused:
+        if len(self._rest) > _HIGH and not self._paused and not self._closing:
             self._paused = True
             self._protocol.pause_writing()
 
@@ -84,9 +170,10 @@ class Typing(asyncio.WriteTransport):
             del self._rest[: os.write(self._file.fileno(), self._rest)]
         except BlockingIOError:
             return
-        except OSError:  # nobody has the other end any more
+        except OSError as error:  # nobody has the other end any more
             self._rest.clear()
-            self._closing = True
+            self._end(error if self._is_pipe else None)
+            return
         if self._rest:
             return
         self._loop.remove_writer(self._file.fileno())
@@ -94,33 +181,26 @@ class Typing(asyncio.WriteTransport):
             self._paused = False
             self._protocol.resume_writing()
         if self._closing:
-            self.abort()
+            self._end()
 
     def get_write_buffer_size(self) -> int:
         """Return how many bytes wait."""
         return len(self._rest)
 
     def can_write_eof(self) -> bool:
-        """Say no: the end of a terminal's input is a character."""
-        return False
+        """Say whether its end can be told: that of a terminal's input is a character."""
+        return self._is_pipe
 
-    def is_closing(self) -> bool:
-        """Say whether it takes nothing any more."""
-        return self._closing
+    def write_eof(self) -> None:
+        """Write what waits, and close."""
+        self.close()
 
     def close(self) -> None:
         """Write what waits, and close."""
-        if not self._closing:
-            self._closing = True
-            if not self._rest:
-                self.abort()
+        self._closing = True
+        if not self._rest or self._loop.is_closed():
+            self._end()
 
     def abort(self) -> None:
         """Close now."""
-        self._closing = True
-        if self._file.closed:
-            return
-        if not self._loop.is_closed():
-            self._loop.remove_writer(self._file.fileno())
-            self._loop.call_soon(self._protocol.connection_lost, None)
-        self._file.close()
+        self._end()

@@ -7,6 +7,8 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -231,6 +233,83 @@ def test_communicate_feeds_and_drains(run):
             assert b"a\nb\n" == (await process.result()).stdout
 
     run(main())
+
+
+def test_writer_is_told_that_nobody_reads_any_more(run):
+    async def main(waiting):
+        # What the pipe does not take waits, and is lost then.
+        script = ["sh", "-c", "exec <&-; echo closed; sleep 1000"]
+        async with await BOX.popen_async(script, stdin=PIPE, stdout=PIPE) as process:
+            process.stdin.write(waiting)
+            assert b"closed\n" == await process.stdout.readline()
+            while not process.stdin.is_closing():
+                await asyncio.sleep(0.001)
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                await process.stdin.drain()
+            process.stdin.write(b"ignored")
+            process.kill()
+
+    run(main(b""))
+    run(main(bytes(1 << 20)))
+
+
+def test_who_is_faster_than_the_other_side_waits(run):
+    size = 2 << 20
+
+    async def main():
+        async with await BOX.popen_async(["sh", "-c", "read go; exec cat"], stdin=PIPE, stdout=PIPE) as process:
+            transport = process.stdin.transport
+            process.stdin.write(b"x" * size)
+            assert transport.get_write_buffer_size() > size - (1 << 17)
+            writing = asyncio.create_task(process.stdin.drain())
+            await asyncio.sleep(0.01)
+            assert not writing.done()
+            process.stdin.write(b"\n" + bytes(size))
+            process.stdin.write_eof()
+            # Nobody reads yet: two limits are kept here, a pipe's worth in the kernel, and the rest is the writer's.
+            while process.stdout._transport.is_reading():
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            assert transport.get_write_buffer_size() > size // 2
+            assert bytes(size) == await process.stdout.read()
+            await writing
+            assert 0 == await process.wait()
+
+    run(main())
+
+
+CLOSES = """
+import asyncio, os, sys, uvloop
+from sandbox import PIPE, Sandbox
+
+async def main():
+    async with await Sandbox().popen_async(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        await process.communicate(b"x")
+    task = asyncio.create_task(Sandbox().popen_async(["cat"], stdin=PIPE, stdout=PIPE))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+(uvloop if sys.argv[1] == "uvloop" else asyncio).run(main())
+try:
+    os.close(1000)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.needs_program("strace")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_no_descriptor_is_closed_twice(loop, tmp_path):
+    log = tmp_path / "log"
+    traced = ["strace", "-f", "-qq", "-o", log, "-e", "trace=close", sys.executable, "-P", "-c", CLOSES, loop]
+    done = subprocess.run(traced, capture_output=True, text=True)
+    assert ("Bad file descriptor\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+    with open(log) as stream:
+        # The process itself; children close what they were given, and may not have.
+        lines = [line.split(maxsplit=1) for line in stream]
+    failed = [call for pid, call in lines if pid == lines[0][0] and "EBADF" in call]
+    assert ["close(1000)"] == [call.split("  ")[0].split(" = ")[0].strip() for call in failed]
 
 
 def test_limit_is_that_of_the_reader(run):
